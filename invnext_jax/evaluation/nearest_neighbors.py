@@ -138,6 +138,19 @@ def read_nearest_videos(path: str | Path) -> NearestVideos | None:
     """Reads a file of neighbors; None if it is missing or damaged."""
     try:
         with npz_file.open_arrays(path, MAX_BYTES) as archive:
-            return NearestVideos(*(archive[name] for name in NearestVideos._fields))
+            found = NearestVideos(*(archive[name] for name in NearestVideos._fields))
+        return found if _is_valid(found) else None
     except regular_file.DAMAGE:
         return None
+
+
+def _is_valid(found: NearestVideos) -> bool:
+    rows = found.index_b, found.neighbor_bk
+    shape = found.neighbor_bk.shape
+    return (
+        all(part.dtype.kind == "i" and part.size and part.min() >= 0 for part in rows)
+        and found.similarity_bk.dtype.kind == "f"
+        and (found.index_b.ndim, len(shape)) == (1, 2)
+        and found.similarity_bk.shape == shape
+        and len(found.index_b) == shape[0]
+    )

@@ -7,9 +7,11 @@ An evaluation of several checkpoints has one folder for each of them:
 """
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ import jax
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.features import TokenStatistics
 from invnext_jax.json_file import read_object
 from invnext_jax.multihost import consensus
 
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
 MAX_BYTES = 2**28  # maximum size of a file of results or rows
+MAX_NUMBER = 1e100  # maximum absolute value of a number
 _ADVICE = "run launch/evaluate.py again"
 
 
@@ -34,8 +38,12 @@ def step_folder(workdir: str | Path, step: int) -> Path:
 def read_results(workdir: str | Path) -> dict[str, Any]:
     """Reads the results.json of an evaluation, and converts results of format 1 to format 2.
 
+    Fields of other formats that are missing get default values, and values of rows that are null
+    become NaN. The file may come from an untrusted source, so all fields of pages and tables have
+    the expected types, except those in `run.config`.
+
     Raises:
-      UserError: the file is not JSON, or its format is unknown.
+      UserError: the file is not JSON, its format is unknown, or a field has an unexpected type.
     """
     path = Path(workdir) / RESULTS
     results = read_object(path, _ADVICE, MAX_BYTES)
@@ -50,21 +58,128 @@ def read_results(workdir: str | Path) -> dict[str, Any]:
         isinstance(r, dict) and needed <= set(r) for r in rows
     ):
         raise UserError(f"{path} has damaged rows: {_ADVICE}")
+    _check_results(results, path)
+    results = {**_DEFAULTS, **results}
+    results["tokens"] = {name: _keep_statistics(found) for name, found in results["tokens"].items()}
     for row in rows if results["format"] == 1 else ():
         evaluator = _EVALUATORS_OF_FORMAT_1.get(row["input"], "linear_probe")
         row |= {"evaluator": evaluator, "metric": "top1", "value": row["top1"], "n": row["videos"]}
+    for row in rows:
+        row["value"] = math.nan if row["value"] is None else row["value"]
+        row.setdefault("standard_error", None)
     return results
 
 
 _FIELDS_OF_ROWS = {
-    False: {"input", "evaluator", "metric", "value", "n"},
-    True: {"input", "top1", "videos"},
+    False: {"name", "input", "task", "evaluator", "metric", "value", "n"},
+    True: {"name", "input", "task", "top1", "videos"},
 }
 _EVALUATORS_OF_FORMAT_1 = {
     "pixels": "pixel_baselines",
     "boxes": "box_baselines",
     "end to end": "supervised",
 }
+_DEFAULTS = {
+    **{"stage": "", "checkpoint": "", "step": None},
+    **{"tokens": {}, "manifests": {}, "run": {"config": {}}},
+}
+
+
+def _keep_statistics(found: Mapping[str, float | None]) -> dict[str, float]:
+    """Returns the statistics of tokens; NaN for those that are missing."""
+    names = [field.name for field in dataclasses.fields(TokenStatistics)]
+    return {name: math.nan if found.get(name) is None else found[name] for name in names}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_optional_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_optional_count(value: Any) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Returns whether a value is null, NaN or a number that pages can scale without overflow."""
+    return value is None or (type(value) in (int, float) and not abs(value) > MAX_NUMBER)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _lists(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(test, value))
+
+
+def _maps_to(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(test, value.values()))
+
+
+_TEXT, _OPTIONAL_TEXT = (_is_text, "a string"), (_is_optional_text, "a string or null")
+_COUNT = (_is_count, "an integer that is at least 0")
+_OPTIONAL_COUNT = (_is_optional_count, "an integer that is at least 0, or null")
+_NUMBER, _OBJECT = (_is_number, "a finite number or null"), (_is_object, "an object")
+_TEXTS = (_lists(_is_text), "a list of strings")
+_HASHES = (_maps_to(_is_optional_text), "an object with strings")
+_Fields = Mapping[str, tuple[Callable[[Any], bool], str]]
+_RESULTS: _Fields = {
+    **dict.fromkeys(("stage", "title", "checkpoint"), _TEXT),
+    **dict.fromkeys(("tasks", "notes"), _TEXTS),
+    **dict.fromkeys(("manifests", "videos"), _HASHES),
+    **dict.fromkeys(("run", "clips"), _OBJECT),
+    **{"step": _OPTIONAL_COUNT, "neighbors": _OPTIONAL_TEXT},
+    "steps": (_lists(_is_count), "a list of integers that are at least 0"),
+    "tokens": (_maps_to(_maps_to(_is_number)), "an object with objects of numbers"),
+}
+_ROW: _Fields = {
+    **dict.fromkeys(("name", "task", "input", "metric", "evaluator"), _TEXT),
+    **dict.fromkeys(("value", "top1", "standard_error", "chance"), _NUMBER),
+    **dict.fromkeys(("n", "videos"), _COUNT),
+    **dict.fromkeys(("videos_key", "videos_digest"), _OPTIONAL_TEXT),
+    **{"classes": _OPTIONAL_COUNT, "scores": (lambda v: v is None or _is_object(v), "an object")},
+}
+_SCORES: _Fields = {"file": _TEXT, "row": _COUNT}
+_CLIPS: _Fields = {
+    **dict.fromkeys(("frames", "size", "short_side"), _COUNT),
+    **{"sampling": _TEXT, "stride": _OPTIONAL_COUNT},
+}
+
+
+def _check_results(results: Mapping[str, Any], path: Path) -> None:
+    """Checks the types of all fields that pages and tables use.
+
+    Raises:
+      UserError: a field has an unexpected type, or a required field of an object is missing.
+    """
+    _check_fields(results, _RESULTS, f"{path}: ")
+    for number, row in enumerate(results["rows"]):
+        _check_fields(row, _ROW, f"{path}: rows[{number}].")
+        if row.get("scores") is not None:
+            _check_fields(row["scores"], _SCORES, f"{path}: rows[{number}].scores.", _SCORES)
+    if "clips" in results:
+        _check_fields(results["clips"], _CLIPS, f"{path}: clips.", _CLIPS)
+    config = results.get("run", {}).get("config", {})
+    _check_fields({"config": config}, {"config": _OBJECT}, f"{path}: run.")
+
+
+def _check_fields(
+    found: Mapping[str, Any], fields: _Fields, where: str, required: Iterable[str] = ()
+) -> None:
+    for name in required:
+        if name not in found:
+            raise UserError(f"{where}{name} is missing: {_ADVICE}")
+    for name, (test, words) in fields.items():
+        if name in found and not test(found[name]):
+            raise UserError(f"{where}{name}={found[name]!r:.80} is not {words}: {_ADVICE}")
 
 
 def same_videos(first: Mapping[str, Any], second: Mapping[str, Any], split: str = "val") -> bool:

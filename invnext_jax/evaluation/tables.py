@@ -178,7 +178,7 @@ def _make_tables(
         # If several evaluators have the same metric, the row must show the evaluator.
         ambiguous = len({key[2] for key in groups if key[0] == "encoder"}) > 1
         trained = [r for r in results if any(x["name"] == "supervised" for x in r["rows"])]
-        steps = max((r["run"]["config"]["supervised"]["steps"] for r in trained), default=0)
+        steps = max((_count_steps(r) for r in trained), default=0)
         tables.append(
             {
                 "title": form.title,
@@ -190,6 +190,13 @@ def _make_tables(
             }
         )
     return tables
+
+
+def _count_steps(result: Mapping[str, Any]) -> int:
+    """Returns the training steps of the supervised encoder; 0 if they are unknown."""
+    section = result["run"].get("config", {}).get("supervised")
+    steps = section.get("steps") if isinstance(section, Mapping) else None
+    return steps if isinstance(steps, int) else 0
 
 
 def _group_rows(results, titles, metric: str) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:

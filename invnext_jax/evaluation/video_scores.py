@@ -15,6 +15,7 @@ from invnext_jax import regular_file
 from invnext_jax.evaluation.feature_store import npz_file
 
 MAX_BYTES = 2**30  # maximum size of a file, before and after decompression
+MAX_VIDEOS = 2**20  # maximum number of videos of a row
 _PARTS = ("index", "score", "weight")
 
 
@@ -55,6 +56,24 @@ def read(path: str | Path, number: int) -> VideoScores | None:
             scores = VideoScores(*(archive[f"{part}_{number}"] for part in _PARTS))
             if (predicted := f"predicted_{number}") in archive:
                 scores = scores._replace(predicted_b=archive[predicted])
-            return scores
+        return scores if _is_valid(scores) else None
     except regular_file.DAMAGE:
         return None
+
+
+def _is_valid(scores: VideoScores) -> bool:
+    """Returns whether arrays from a file have the types and values that `VideoScores` describes."""
+    index_b, score_b, weight_b, predicted_b = scores
+    kinds = ((index_b, "i"), (score_b, "f"), (weight_b, "f"), (predicted_b, "i"))
+    if not all(part is None or part.dtype.kind in kind for part, kind in kinds):
+        return False
+    shape = index_b.shape
+    return (
+        all(part is None or part.shape == shape for part in scores)
+        and len(shape) == 1
+        and shape[0] <= MAX_VIDEOS
+        and not (index_b < 0).any()
+        and len(np.unique(index_b)) == len(index_b)
+        and not np.isinf(score_b).any()
+        and bool(((weight_b >= 0) & np.isfinite(weight_b)).all())
+    )

@@ -99,3 +99,20 @@ def test_nearest_videos_are_stored_by_their_rows(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:100])
     assert nearest_neighbors.read_nearest_videos(path) is None
     assert nearest_neighbors.read_nearest_videos(tmp_path / "none.npz") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"index_b": value} for value in (np.array([-1, 0]), np.arange(3), np.arange(2.0))),
+        *({"neighbor_bk": value} for value in (np.arange(2), -np.ones((2, 3), int))),
+        *({"neighbor_bk": np.zeros((2, 0), int)}, {"similarity_bk": np.ones((2, 2))}),
+    ],
+)
+def test_neighbors_of_wrong_types_and_shapes_are_not_read(tmp_path, change):
+    arrays = {"index_b": np.arange(2), "neighbor_bk": np.zeros((2, 3), int)}
+    arrays["similarity_bk"] = np.ones((2, 3))
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert nearest_neighbors.read_nearest_videos(tmp_path / "a.npz") is not None
+    np.savez(tmp_path / "a.npz", **{**arrays, **change})
+    assert nearest_neighbors.read_nearest_videos(tmp_path / "a.npz") is None

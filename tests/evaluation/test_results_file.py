@@ -1,6 +1,7 @@
 """Files of results: older formats, damage, and paths relative to another folder."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,64 @@ def test_paths_are_relative_to_the_new_folder():
     assert back["rows"] == rows
     outside = results_file.move_files({"rows": rows}, Path("e"), step)
     assert outside["rows"][0]["scores"]["file"] == "../../rows/a.npz"
+
+
+CLIPS = {"frames": 8, "size": 64, "short_side": 64, "sampling": "dense", "stride": 2}
+ROW = {
+    **{"name": "encoder", "input": "mean", "task": "shape", "evaluator": "knn", "metric": "top1"},
+    **{"value": 0.5, "standard_error": 0.1, "n": 20, "scores": {"file": "rows/a.npz", "row": 0}},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        *(({name: 3}, name) for name in ("stage", "title", "checkpoint", "tasks", "notes")),
+        *(({name: "x"}, name) for name in ("manifests", "videos", "run", "clips", "step", "steps")),
+        *(({"steps": [value]}, "steps") for value in ("../x", True, -1, 2**70, None)),
+        *(({"neighbors": 3}, "neighbors"), ({"run": {"config": 3}}, "run.config")),
+        *(({"manifests": {"val": 3}}, "manifests"), ({"notes": [3]}, "notes")),
+        *(({"tokens": value}, "tokens") for value in (3, {"a": 3}, {"a": {"width": "x"}})),
+        ({"clips": {}}, "clips.frames"),
+        ({"clips": {**CLIPS, "size": "x"}}, "clips.size"),
+    ],
+)
+def test_fields_of_unexpected_types_are_one_sentence_errors(tmp_path, change, field):
+    content = {"format": 2, "rows": [ROW], "clips": CLIPS}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    results_file.read_results(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(UserError, match=f"{tmp_path}/results.json: {field}"):
+        results_file.read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 3) for name in ("name", "input", "task", "evaluator", "metric", "videos_key")),
+        *(("value", v) for v in ("x", True, float("inf"), 10**200, [])),
+        *(("standard_error", "x"), ("n", 1.5), ("n", -1), ("chance", "x"), ("classes", "x")),
+        *(("scores", "x"), ("scores", {"file": 3, "row": 0}), ("scores", {"file": "x"})),
+    ],
+)
+def test_rows_of_unexpected_types_are_one_sentence_errors(tmp_path, name, value):
+    text = json.dumps({"format": 2, "rows": [ROW, {**ROW, name: value}]})
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=rf"{tmp_path}/results.json: rows\[1\].{name}"):
+        results_file.read_results(tmp_path)
+
+
+def test_missing_fields_and_values_have_defaults(tmp_path):
+    row = {**ROW, "value": None}
+    del row["standard_error"]
+    content = {"format": 2, "rows": [row], "tokens": {"encoder": {"width": 4, "name": 3}}}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    found = results_file.read_results(tmp_path)
+    assert found["rows"][0]["standard_error"] is None and math.isnan(found["rows"][0]["value"])
+    assert (found["stage"], found["step"], found["run"]) == ("", None, {"config": {}})
+    statistics = found["tokens"]["encoder"]
+    assert statistics["width"] == 4 and math.isnan(statistics["effective_rank"])
+    assert "name" not in statistics
 
 
 def test_files_must_be_inside_the_workdir(tmp_path):

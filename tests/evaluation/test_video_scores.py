@@ -1,6 +1,7 @@
 """Scores of videos are read back as they were written, and a missing file is not an error."""
 
 import numpy as np
+import pytest
 
 from invnext_jax.evaluation import video_scores
 from invnext_jax.evaluation.video_scores import VideoScores
@@ -34,4 +35,28 @@ def test_files_that_are_large_after_decompression_are_not_read(tmp_path, monkeyp
     zeros = np.zeros(2**19, np.float32)
     np.savez_compressed(tmp_path / "a.npz", index_0=zeros, score_0=zeros, weight_0=zeros)
     assert (tmp_path / "a.npz").stat().st_size < 2**16
+    assert video_scores.read(tmp_path / "a.npz", 0) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"index_0": value} for value in (np.array([0, 0]), np.array([-1, 2]), np.arange(2.0))),
+        *({"index_0": value} for value in (np.arange(3), np.array(1), np.arange(2)[None])),
+        *({"score_0": value} for value in (np.arange(3.0), np.array(["a", "b"]), np.ones(2) * 1j)),
+        *({"score_0": np.array([0, np.inf])}, {"weight_0": np.array([0, np.nan])}),
+        *({"weight_0": -np.ones(2)}, {"predicted_0": np.arange(3)}, {"predicted_0": np.ones(2)}),
+    ],
+)
+def test_scores_of_wrong_types_and_shapes_are_not_read(tmp_path, change):
+    arrays = {"index_0": np.arange(2), "score_0": np.ones(2), "weight_0": np.ones(2)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert video_scores.read(tmp_path / "a.npz", 0) is not None
+    np.savez(tmp_path / "a.npz", **{**arrays, **change})
+    assert video_scores.read(tmp_path / "a.npz", 0) is None
+
+
+def test_scores_of_too_many_videos_are_not_read(tmp_path, monkeypatch):
+    video_scores.write(tmp_path / "a.npz", [VideoScores(np.arange(9), np.ones(9))])
+    monkeypatch.setattr(video_scores, "MAX_VIDEOS", 8)
     assert video_scores.read(tmp_path / "a.npz", 0) is None

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from invnext_jax import regular_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES
@@ -28,8 +29,8 @@ from invnext_jax.evaluation.pages import video_labels
 from invnext_jax.evaluation.truth.truth import BadTruth
 
 FRAMES, SIDE, GAP, QUALITY = 6, 64, 2, 80
-# Errors of videos that are missing or damaged, and of configs of older versions.
-_ERRORS = (UserError, OSError, ValueError, KeyError, AttributeError)
+# Errors of videos that are missing or damaged, and of configs of older versions or unknown origin.
+_ERRORS = (UserError, AttributeError, *regular_file.DAMAGE)
 
 
 def read_strips(

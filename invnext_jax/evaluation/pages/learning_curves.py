@@ -52,7 +52,8 @@ def find_runs(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
         if evaluation.results.get("step") is not None:
             parts = runs.setdefault(evaluation.results["checkpoint"], {})
             for part in _read_steps(evaluation) or [evaluation]:
-                parts.setdefault(part.results["step"], part)
+                if part.results["step"] is not None:
+                    parts.setdefault(part.results["step"], part)
     runs = {checkpoint: parts for checkpoint, parts in runs.items() if len(parts) > 1}
     names = [Path(checkpoint).name for checkpoint in runs]
     return {

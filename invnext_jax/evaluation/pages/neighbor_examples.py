@@ -109,8 +109,12 @@ def _measure_agreement(val, train, nearest: NearestVideos) -> dict[str, str]:
     """Returns the percentage of first neighbors with the class of the video, by task."""
     found = {}
     for task in (task for task in val if task in train):
+        first_b = nearest.neighbor_bk[:, 0]
+        counts = len(val[task].labels_b), len(train[task].labels_b)
+        if (nearest.index_b >= counts[0]).any() or (first_b >= counts[1]).any():
+            continue  # the neighbors are those of other manifests
         expected_b = val[task].labels_b[nearest.index_b]
-        labels_b = train[task].labels_b[nearest.neighbor_bk[:, 0]]
+        labels_b = train[task].labels_b[first_b]
         if (expected_b >= 0).any():
             found[task] = f"{100 * np.mean((labels_b == expected_b)[expected_b >= 0]):.1f}"
     return found

@@ -172,7 +172,7 @@ def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int)
     Without an evaluation, the clips are from the training manifest of the first run. Results may
     come from an untrusted source, so only their local manifests of local videos are read.
     """
-    held_out = [result["run"]["config"]["val_manifest"] for result in results]
+    held_out = [result["run"].get("config", {}).get("val_manifest") for result in results]
     held_out = [name for name in held_out if clip_strips.has_local_videos(name)]
     manifest = held_out[0] if held_out else runs[0].config.data.manifest
     rows: list[list[dict[str, str]]] = [[] for _ in range(count)]

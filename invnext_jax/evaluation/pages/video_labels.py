@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invnext_jax import regular_file
 from invnext_jax.data import columns, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.class_names import column_of_names
@@ -58,7 +59,7 @@ def find_manifest(
     try:
         is_known = digest and is_local(manifest)
         is_same = is_known and manifest_lib.hash_manifests(manifest) == digest
-    except (UserError, OSError, ValueError):
+    except (UserError, *regular_file.DAMAGE):
         return ""
     return manifest if is_same else ""
 
@@ -109,7 +110,7 @@ def read_labels(
     try:
         manifest = manifest_lib.read_manifest(name) if name else None
         names = _read_names(name, manifest, tasks) if manifest else {}
-    except (UserError, OSError, ValueError):
+    except (UserError, *regular_file.DAMAGE):
         return {}
     found = {}
     for task in tasks if manifest else ():
