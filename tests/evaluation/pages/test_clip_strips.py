@@ -150,3 +150,14 @@ def test_results_do_not_allow_remote_videos(tmp_path, monkeypatch):
     config.depth.update(data="scannet", root="https://127.0.0.1:9/x", stride=1)
     row = {"evaluator": "depth"}
     assert clip_strips.read_strips(make_results(config), "val", [0], row) == {}
+
+
+def test_reports_show_clips_of_local_manifests_with_local_videos_only(tmp_path):
+    local, remote = tmp_path / "local.csv", tmp_path / "remote.csv"
+    local.write_text("path,source\n0.mp4,x\n")
+    remote.write_text("path,source\nfile:///0.mp4,x\n")
+    for name, expected in (
+        *((str(local), True), (WORLD, True), (str(remote), False), (f"{local},{remote}", False)),
+        *(("https://127.0.0.1:9/x.csv", False), (str(tmp_path / "none.csv"), False), (None, False)),
+    ):
+        assert clip_strips.has_local_videos(name) == expected
