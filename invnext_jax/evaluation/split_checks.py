@@ -116,7 +116,7 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
             notes.append(
                 f"{task}: {found['videos']} of {found['of']} held-out videos belong to classes "
                 f"with no training videos ({', '.join(map(str, classes))}{more}; "
-                f"{len(found['classes'])} in total). They count as wrong."
+                f"{len(found['classes'])} in total). The accuracies of probes count them as wrong."
             )
     return SplitReport({"held_out": len(val), "copies": len(copies), "unseen": unseen}, notes)
 

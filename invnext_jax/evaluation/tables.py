@@ -4,6 +4,7 @@ Tables are made from rows (see `evaluators.evaluator.Row`), so they support any 
 metric has its own table with one column for each task.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -172,7 +173,7 @@ def _make_tables(
     for metric in dict.fromkeys(row["metric"] for result in results for row in result["rows"]):
         form = find_format(metric)
         groups = _group_rows(results, titles, metric)
-        _add_gains(groups, form)
+        _add_gains(groups, _random_titles(results, titles), form)
         cells = [cell for group in groups.values() for cell in group.values()]
         counts = sorted({cell["n"] for cell in cells})
         # If several evaluators have the same metric, the row must show the evaluator.
@@ -200,17 +201,32 @@ def _count_steps(result: Mapping[str, Any]) -> int:
 
 
 def _group_rows(results, titles, metric: str) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """Returns a metric's cells by (name, title of the encoder, evaluator, input) and by task."""
+    """Returns a metric's cells by (name, title of the encoder, evaluator, input) and by task.
+
+    Rows of random initialization have the title of the first evaluation of the same model on the
+    same data, "" for the first model.
+    """
     form = find_format(metric)
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    bases = _random_titles(results, titles)
     for title, result in zip(titles, results, strict=True):
+        title_of = {"encoder": title, "random": bases[title]}
         for row in result["rows"]:
             if row["metric"] == metric:
-                is_encoder = row["name"] == "encoder"
-                key = (row["name"], title if is_encoder else "", row["evaluator"], row["input"])
+                key = (row["name"], title_of.get(row["name"], ""), row["evaluator"], row["input"])
                 cell = _make_cell(row["value"], row["standard_error"], form)
                 groups.setdefault(key, {}).setdefault(row["task"], {**row, **cell})
     return groups
+
+
+def _random_titles(results, titles: Sequence[str]) -> dict[str, str]:
+    """Returns for each title the title of the random initialization that it is compared with."""
+    first: dict[str, str] = {}
+    found = {}
+    for title, result in zip(titles, results, strict=True):
+        parts = [result.get(name) for name in ("encoder", "manifests", "videos")]
+        found[title] = first.setdefault(json.dumps(parts, sort_keys=True), title if first else "")
+    return found
 
 
 def _make_cell(value: float, standard_error: float | None, form: MetricFormat) -> dict[str, Any]:
@@ -242,7 +258,7 @@ def _chance_rows(
 
 def _make_row(key, cells: Mapping[str, Any], steps: int, ambiguous: bool) -> dict[str, Any]:
     kind, title, evaluator, what = key
-    name = title or in_words(kind)
+    name = f"{in_words(kind)} ({title})" if title and kind == "random" else title or in_words(kind)
     if ambiguous and kind in ("encoder", "random"):
         name = f"{name}, {in_words(evaluator)}"
     note = NOTES.get(kind, "{evaluator}").format(evaluator=in_words(evaluator), steps=steps)
@@ -254,15 +270,20 @@ def _position(kind: str) -> int:
     return ORDER.index(kind if kind in ORDER else "encoder")
 
 
-def _add_gains(groups: Mapping[tuple[str, ...], dict[str, dict]], form: MetricFormat) -> None:
+def _add_gains(
+    groups: Mapping[tuple[str, ...], dict[str, dict]],
+    bases: Mapping[str, str],
+    form: MetricFormat,
+) -> None:
     """Adds the difference from random initialization to each cell of an encoder.
 
+    The random initialization is that of the same model on the same data; see `_random_titles`.
     `gain` is the difference in the unit of the table and in standard errors. The standard error
     assumes that the two values are independent.
     """
-    for (name, _, *rest), cells in groups.items():
-        base = groups.get(("random", "", *rest))
-        if name != "encoder" or base is None:
+    for (name, title, *rest), cells in groups.items():
+        base = groups.get(("random", bases[title], *rest)) if name == "encoder" else None
+        if base is None:
             continue
         for task in cells.keys() & base.keys():
             cell, other = cells[task], base[task]

@@ -18,6 +18,12 @@ from invnext_jax.weights.match import match_tree
 
 _TEACHER = ("kind", "width", "depth", "heads", "mlp_width", "patch", "train_size")
 _TEACHER += ("activation", "registers", "gated")
+# Options that have only one value for a kind; files of older versions do not contain them.
+_FIXED = {
+    "siglip2": {"activation": "gelu_tanh", "registers": 0, "gated": False},
+    "clip": {"registers": 0, "gated": False},
+    "dinov2": {"activation": "gelu"},
+}
 
 
 def check_teacher(config: Any) -> None:
@@ -69,6 +75,7 @@ def read_teacher(config: Any) -> Any:
     parts, about = open_export(path)
     require_part(path, parts, "teacher")
     described = about.get("config", {}).get("teacher", {})
+    described = _FIXED.get(described.get("kind"), {}) | described
     wrong = config_mismatches(described, config.teacher, _TEACHER)
     if wrong:
         rows = (f"  config.teacher.{k}={old!r} must be {new!r}" for k, old, new in wrong)

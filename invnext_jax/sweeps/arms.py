@@ -105,7 +105,13 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
     Args:
       axes: values of each option, such as {"stage1.batch_size": (16, 32), "seed": (0, 1)}.
+
+    Raises:
+      UserError: the values of an option are not a sequence.
     """
+    for name, values in axes.items():
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise UserError(f"the values {values!r} of {name} must be a sequence, such as (1, 2)")
     return product(*([{name: value} for value in values] for name, values in axes.items()))
 
 

@@ -188,6 +188,11 @@ def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) ->
     """
     config = _load_config(step.config)
     kind = Kind.EVALUATE if "evaluators" in config else Kind.TRAIN
+    if seed is not None and step.overrides.get("seed", seed) != seed:
+        raise UserError(
+            f"{step.name}.seed={step.overrides['seed']} and the seed {seed} of the arm differ: use "
+            "the option 'seed' of the arm, or remove --seeds"
+        )
     overrides = dict(step.overrides) | ({} if seed is None else {"seed": seed})
     _update(config, step, overrides)
     for setting in settings:

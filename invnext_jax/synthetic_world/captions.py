@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world.spec import WorldSpec
 
 # Sentence templates of each level. Names in braces are tasks and are replaced by class names.
@@ -106,6 +107,11 @@ def _fill(template: str, level: str, labels: Mapping[str, int]) -> Caption:
     attributes = {task: int(labels[task]) for task in _tasks(template, classes)}
     words = {}
     for task, value in attributes.items():
+        if not 0 <= value < len(classes[task]):
+            raise UserError(
+                f"the {task} {value} is not a class of the level {level!r} of the world, which has "
+                f"{len(classes[task])}: correct the labels of the manifest"
+            )
         name = classes[task][value]
         words[task] = _verb(name) if task in ("motion", "verb") else name
         words[f"a_{task}"] = f"{'an' if name[0] in 'aeio' or name == 'hourglass' else 'a'} {name}"

@@ -50,8 +50,10 @@ def open_server(folder: Path, port: int, clips: int, seconds: float = SECONDS) -
       seconds: seconds between two looks at the files.
 
     Raises:
-      UserError: the folder is the workdir of an evaluation, or the port cannot be used.
+      UserError: `folder` is a file or the workdir of an evaluation, or the port cannot be used.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the workdir of a run or of a sweep")
     if (folder / results_file.RESULTS).is_file():
         raise UserError(
             f"{folder} is the workdir of an evaluation: use launch/report.py, or give the workdir "

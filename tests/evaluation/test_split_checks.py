@@ -98,7 +98,7 @@ def test_classes_that_training_lacks_are_counted_and_named(folder):
     report = split_checks.compare_splits(get_config(train, val), ("x",))
     assert report.facts["unseen"] == {"x": {"videos": 3, "of": 4, "classes": [7, 8]}}
     assert "x: 3 of 4 held-out videos belong to classes with no training videos" in report.notes[-1]
-    assert "(7, 8; 2 in total). They count as wrong" in report.notes[-1]
+    assert "(7, 8; 2 in total). The accuracies of probes count them as wrong" in report.notes[-1]
     (folder / "v.classes.json").write_text(json.dumps({"run": 1, "jump": 7, "climb": 8}))
     report = split_checks.compare_splits(get_config(train, val), ("x",))
     assert "(jump, climb; 2 in total)" in report.notes[-1]

@@ -180,3 +180,15 @@ def test_invalid_init_parts_are_refused():
         stage2.check_config(config)
     with pytest.raises(UserError, match="has no encoder, only head"):
         stage2.warm_start(stage2_config(), {"head": {}})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "only"),
+    [("activation", "quick_gelu", "'gelu_tanh'"), ("registers", 4, "0"), ("gated", True, "False")],
+)
+def test_options_that_the_kind_of_teacher_does_not_have_are_refused(field, value, only):
+    config = config1.get_config("tiny")
+    image_teacher.read_teacher(config)
+    config.teacher[field] = value
+    with pytest.raises(UserError, match=f"config.teacher.{field}={value!r} must be {only}"):
+        image_teacher.read_teacher(config)

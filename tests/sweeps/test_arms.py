@@ -53,3 +53,9 @@ def test_an_override_of_no_step_is_a_user_error(name):
 def test_seeds_repeat_arms_without_a_seed():
     arms = with_seeds([Arm("a", STEPS), Arm("b", STEPS, seed=7)], (0, 1))
     assert [(arm.name, arm.seed) for arm in arms] == [("a", 0), ("a", 1), ("b", 7)]
+
+
+@pytest.mark.parametrize("values", ["1e-3", 8])
+def test_values_of_a_grid_must_be_a_sequence(values):
+    with pytest.raises(UserError, match="of stage1.a must be a sequence"):
+        grid({"stage1.a": values})

@@ -277,3 +277,10 @@ def test_a_sweep_survives_its_json_and_a_move(tmp_path):
         paths = [planned.job.workdir, planned.job.log, *planned.job.command]
         assert not any(f"{old}/" in str(path) for path in paths)
         assert f"--workdir={new}/runs/{planned.job.name}" in planned.job.command
+
+
+def test_a_step_with_another_seed_than_its_arm_is_refused():
+    step = Step("stage1", "configs/stage1.py:tiny", {"seed": 1})
+    assert load_step(step, 1).config.seed == 1
+    with pytest.raises(UserError, match="stage1.seed=1 and the seed 3 of the arm differ"):
+        load_step(step, 3)

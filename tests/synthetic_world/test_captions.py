@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 
+from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import captions as captions_lib
 from invnext_jax.synthetic_world import spec as spec_lib
 
@@ -66,3 +67,8 @@ def test_label_matrix_is_true_where_all_mentioned_attributes_match():
     labels = {"shape": np.array([0, 0, 1]), "color": np.array([0, 2, 0])}
     expected = [[1, 1, 1, 1], [1, 0, 0, 1], [0, 1, 0, 1]]
     np.testing.assert_array_equal(captions_lib.label_matrix(labels, captions), expected)
+
+
+def test_labels_that_are_no_classes_are_one_sentence():
+    with pytest.raises(UserError, match="the shape 99 is not a class of the level 'simple'"):
+        captions_lib.image_captions("simple", {"shape": 99, "color": 0, "motion": 0})

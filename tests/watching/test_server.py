@@ -197,3 +197,9 @@ def test_the_workdir_of_an_evaluation_is_an_error(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(UserError, match=r"use launch/report.py"):
         watch.open_server(tmp_path, port=0, clips=0)
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not a folder"):
+        watch.open_server(tmp_path / "file", port=0, clips=0)

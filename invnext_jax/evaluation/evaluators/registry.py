@@ -48,7 +48,8 @@ def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
         raise UserError("config.evaluators is empty: add at least one evaluator")
     if unknown := [name for name in names if name not in EVALUATORS]:
         raise UserError(
-            f"config.evaluators has {unknown[0]!r}, which is not one of {', '.join(EVALUATORS)}"
+            f"config.evaluators has {unknown[0]!r}, which is not one of {', '.join(EVALUATORS)}; "
+            "several are written as a tuple, such as \"('linear_probe', 'knn')\""
         )
     return [EVALUATORS[name] for name in dict.fromkeys(names)]
 

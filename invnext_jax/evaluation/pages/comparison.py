@@ -166,12 +166,16 @@ def _find_baselines(evaluations, protocol: Protocol) -> dict[str, dict[str, dict
             title = tables.in_words(name)
             if name == "random":
                 title = f"{title} ({evaluation.title})"
-            is_repeated = name == "random" and rows in (
-                other.find_rows(protocol, name) for other in evaluations[:number]
+            is_repeated = name == "random" and _values(rows) in (
+                _values(other.find_rows(protocol, name)) for other in evaluations[:number]
             )
             if name != "encoder" and rows and not is_repeated:
                 found[title] = {**rows, **found.get(title, {})}
     return found
+
+
+def _values(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    return {task: (row["value"], row["standard_error"], row["n"]) for task, row in rows.items()}
 
 
 def _make_cells(rows: Mapping[str, Mapping[str, Any]], form: MetricFormat) -> dict[str, Any]:

@@ -168,6 +168,8 @@ def compare(base: Seeds, other: Seeds) -> Difference | None:
     differences = np.array([other[seed].value - base[seed].value for seed in seeds])
     if len(seeds) > 1:
         mean, error = float(differences.mean()), mean_standard_error(differences)
+        if np.allclose(differences, mean, rtol=1e-9, atol=1e-12):  # an interval of no width
+            return Difference(mean, math.nan, math.nan, len(seeds), "seeds")
         reach = float(stats.t.ppf((1 + LEVEL) / 2, len(seeds) - 1)) * error
         return Difference(mean, mean - reach, mean + reach, len(seeds), "seeds")
     rows = base[seeds[0]].row, other[seeds[0]].row

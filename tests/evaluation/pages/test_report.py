@@ -173,3 +173,14 @@ def test_damaged_recipes_are_skipped(text, tmp_path):
     assert report._read_epochs(tmp_path) == ""
     (tmp_path / "recipe.json").write_text('{"epochs": 2.5, "videos": 4000}')
     assert report._read_epochs(tmp_path) == "2.5 of 4,000 videos"
+
+
+def test_gains_are_those_over_the_random_initialization_of_the_same_model():
+    first, second = (make_probe("stage1", top1, controls=True) for top1 in (0.9, 0.6))
+    second["rows"][1]["value"] = 0.5
+    third = make_probe("stage2", 0.8, controls=False)
+    for result, model in ((first, "a"), (second, "b"), (third, "a")):
+        result |= {"encoder": {"model": model}, "checkpoint": model, "manifests": {}}
+    [table] = tables.join_results([first, second, third])["tables"]
+    gains = [row["cells"]["shape"].get("gain") for row in table["rows"]]
+    assert [round(gain["points"]) for gain in gains if gain] == [65, 10, 55]

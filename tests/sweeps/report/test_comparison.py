@@ -122,3 +122,9 @@ def test_arms_without_a_column_have_no_cell(results):
     sweep = dataclasses.replace(results.sweep, arms=arms)
     table = make_tables(dataclasses.replace(results, sweep=sweep))[0]
     assert table.rows[-1].name == "c" and not table.rows[-1].cells
+
+
+def test_equal_differences_have_no_interval():
+    difference = compare({0: Value(0.1), 1: Value(0.3)}, {0: Value(0.2), 1: Value(0.4)})
+    assert difference.value == pytest.approx(0.1) and difference.n == 2
+    assert math.isnan(difference.low) and math.isnan(difference.high)
