@@ -10,18 +10,19 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import fakes  # noqa: E402
 import jax  # noqa: E402
 import ml_collections  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
-from configs import stage1, stage2  # noqa: E402
+from configs import common, stage1, stage2  # noqa: E402
 from invnext_jax import train  # noqa: E402
 from invnext_jax.synthetic_world.files import write_world  # noqa: E402
 from invnext_jax.synthetic_world.scene import WorldSpec  # noqa: E402
 from invnext_jax.training import mesh as mesh_lib  # noqa: E402
 
-pytest_plugins = ("fakes", "stage_cases", "toy_run", "video_files")
+pytest_plugins = ("stage_cases", "toy_run", "video_files")
 
 flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -105,3 +106,13 @@ def saved_stage1(tiny_config, tmp_path_factory):
 def stage1_run(saved_stage1, one_device, tmp_path):
     """The workdir of a Stage 1 run that has saved its initial parameters."""
     return pathlib.Path(shutil.copytree(saved_stage1, tmp_path / "stage1"))
+
+
+@pytest.fixture
+def list_config(tmp_path):
+    """Config of a manifest whose files do not exist, for `FakeLoad`."""
+    config = common.data()
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path,source\n" + "".join(f"{i}.mp4,a\n" for i in range(fakes.ROWS)))
+    config.update(manifest=str(manifest), workers=0, prefetch=4, max_bad_share=1.0)
+    return config

@@ -11,10 +11,8 @@ import sys
 import time
 
 import numpy as np
-import pytest
 from hostile_workers import Attack
 
-from configs import common
 from invnext_jax.data.clips import BadClip
 from invnext_jax.workers.time_limits import reading
 
@@ -195,13 +193,3 @@ def probe_or_hang(path):
         with reading():
             time.sleep(600)
     return probing.probe_video(path)
-
-
-@pytest.fixture
-def list_config(tmp_path):
-    """Config of a manifest whose files do not exist, for `FakeLoad`."""
-    config = common.data()
-    manifest = tmp_path / "list.csv"
-    manifest.write_text("path,source\n" + "".join(f"{i}.mp4,a\n" for i in range(ROWS)))
-    config.update(manifest=str(manifest), workers=0, prefetch=4, max_bad_share=1.0)
-    return config
