@@ -84,3 +84,18 @@ def read_tail(path: str | os.PathLike, max_bytes: int) -> bytes:
     with open_regular(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - max_bytes))
         return file.read(max_bytes)
+
+
+def check_archive_size(file: BinaryIO, max_bytes: int) -> None:
+    """Checks the size of all members of a zip archive after decompression, by its directory.
+
+    The position of the file is then at its start.
+
+    Raises:
+      ValueError: The archive is larger.
+      BadZipFile: The file is not an archive.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if sum(member.file_size for member in archive.infolist()) > max_bytes:
+            raise ValueError(f"it has more than {max_bytes} bytes when decompressed")
+    file.seek(0)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,7 @@ def open_arrays(path: str | os.PathLike, max_bytes: int) -> Iterator[Any]:
     """
     # The file is opened here, because `np.load` does not close damaged archives.
     with regular_file.open_binary(path, max_bytes) as file:
-        with zipfile.ZipFile(file) as members:
-            if sum(member.file_size for member in members.infolist()) > max_bytes:
-                raise ValueError(f"it has more than {max_bytes} bytes when decompressed")
-        file.seek(0)
+        regular_file.check_archive_size(file, max_bytes)
         with np.load(file, allow_pickle=False) as archive:
             yield archive
 

@@ -7,7 +7,6 @@ Shape key: t frames, k objects, n points, h w pixels.
 
 import io
 import threading
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -171,9 +170,7 @@ def read_arrays(path: Path, names: Sequence[str] = ARRAYS) -> dict[str, np.ndarr
     """
     try:
         data = io.BytesIO(regular_file.read_bytes(path, MAX_BYTES))
-        with zipfile.ZipFile(data) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-                raise ValueError(f"it has more than {MAX_BYTES} bytes when decompressed")
+        regular_file.check_archive_size(data, MAX_BYTES)
         with _READ_LOCK, np.load(data, allow_pickle=False) as truth:
             found = {name: truth[name] for name in names}
         if strange := [name for name, array in found.items() if array.dtype.kind not in "biuf"]:
