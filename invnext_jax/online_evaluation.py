@@ -77,7 +77,9 @@ class OnlineEvaluation:
       metrics: names of the metrics.
     """
 
-    def __init__(self, config: Any, mesh: Mesh, params: Any, training: Manifest):
+    def __init__(
+        self, config: Any, mesh: Mesh, params: Any, training: Manifest, evaluated: Manifest | None
+    ):
         """Reads the clips and compiles the forward pass.
 
         Args:
@@ -85,13 +87,14 @@ class OnlineEvaluation:
           mesh: the run's mesh.
           params: parameters of the encoder on the devices, or their shapes and shardings.
           training: the rows of `config.data.manifest`.
+          evaluated: the rows of `config.eval.manifest`; None if it is empty.
 
         Raises:
           UserError: the manifest is invalid, or no video can be read.
         """
         self._config, self._mesh = config, mesh
         with consensus.all_hosts_agree("reading the videos of config.eval"):
-            self._manifest, self._rows, labels = _open_videos(config, training)
+            self._manifest, self._rows, labels = _open_videos(config, training, evaluated)
             self._clips = len(next(iter(labels.values())))
             self._chunk = CLIPS_PER_SHARD * mesh_lib.batch_shards(mesh)
             self._batches = list(self._read_batches())
@@ -199,32 +202,33 @@ def describe_change(records: Sequence[Mapping[str, Any]], first_step: int = 1) -
 
 
 def _open_videos(
-    config: Any, training: Manifest
+    config: Any, training: Manifest, evaluated: Manifest | None
 ) -> tuple[Manifest, np.ndarray, dict[str, np.ndarray]]:
     """Returns the manifest of the evaluated videos, and the rows and labels of `_select_rows`.
 
-    The manifest is `training` without `config.eval.manifest`.
+    The manifest is `evaluated`, or `training` if that is None.
 
     Raises:
-      UserError: the manifest is invalid, is also a training manifest, or is a list of manifests
-        with contradicting class names.
+      UserError: the manifest is a list of manifests with contradicting class names.
     """
-    manifest = read_manifest(config) if config.eval.manifest else training
+    manifest = training if evaluated is None else evaluated
     rows, labels = _select_rows(config, manifest)
     files = manifest_lib.list_manifests(config.eval.manifest or config.data.manifest)
     if len(files) > 1:
         compare_manifests(files, [*labels], AccessRules.from_config(config.data))
-    if config.eval.manifest:
+    if evaluated is not None:
         _log_copies(config, manifest, rows, training)
     return manifest, rows, labels
 
 
-def read_manifest(config: Any) -> Manifest:
-    """Reads `config.eval.manifest`.
+def read_manifest(config: Any) -> Manifest | None:
+    """Reads `config.eval.manifest`; returns None if it is empty or the run evaluates nothing.
 
     Raises:
       UserError: the manifest is invalid, or is also a training manifest.
     """
+    if not config.eval.every_steps or not config.eval.manifest:
+        return None
     rules = AccessRules.from_config(config.data)
     manifest = manifest_lib.read_manifest(config.eval.manifest, rules)
     if name := find_shared_manifest(config.eval.manifest, config.data.manifest):

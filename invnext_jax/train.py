@@ -131,11 +131,12 @@ def prepare(
         records = Records(workdir)
         stack.callback(records.copy)
         bad_videos.write_quarantine(records.folder)
+        evaluated = online_evaluation.read_manifest(config)
     with consensus.all_hosts_agree("the frozen parameters"):
         frozen = stage.init_frozen(config, restored)
         _check_fit(config, frozen, mesh_lib.unbox(stage.abstract_frozen(config)))
         hashes = frozen_hashes.hash_groups(frozen)
-    record = _describe_run(config, dataset, restored_step, hashes)
+    record = _describe_run(config, dataset, evaluated, restored_step, hashes)
     checkpointer = manager_lib.Checkpointer(locked_workdir, config, record)
     stack.callback(checkpointer.close)
     strips = CheckpointStrips(config.log.strips, workdir, records.folder)
@@ -159,7 +160,7 @@ def prepare(
     evaluation = None
     if config.eval.every_steps and int(state.step) < config.total_steps:
         evaluation = online_evaluation.OnlineEvaluation(
-            config, mesh, state.params["encoder"], dataset.manifest
+            config, mesh, state.params["encoder"], dataset.manifest, evaluated
         )
     run = loop.Run(
         training=training,
@@ -187,19 +188,21 @@ def prepare(
 
 
 def _describe_run(
-    config: ml_collections.FrozenConfigDict, dataset: Any, step: int | None, hashes: dict[str, str]
+    config: ml_collections.FrozenConfigDict,
+    dataset: Any,
+    evaluated: manifest.Manifest | None,
+    step: int | None,
+    hashes: dict[str, str],
 ) -> dict[str, Any]:
     """Checks that all processes have the same metadata as process 0, and returns it.
 
-    `step` and `hashes` are `init_from_step` and `frozen_sha256` of `run_metadata.describe_run`.
+    `evaluated` is the result of `online_evaluation.read_manifest`; `step` and `hashes` are
+    `init_from_step` and `frozen_sha256` of `run_metadata.describe_run`.
     """
     with consensus.all_hosts_agree("reading the manifests") as broadcast:
         digest = manifest.hash_manifests(config.data.manifest)
         videos = video_digests.sample_digests(dataset.manifest, config.data.clip_seconds)
-        is_separate = config.eval.every_steps and config.eval.manifest
-        evaluation = evaluated_videos.identify(
-            config, online_evaluation.read_manifest(config) if is_separate else None
-        )
+        evaluation = evaluated_videos.identify(config, evaluated)
         record = run_metadata.describe_run(config, digest, step, hashes, videos, evaluation)
         broadcast.value = own = {**record, "init_from_step": None}
     with consensus.all_hosts_agree("comparing configs"):

@@ -57,7 +57,7 @@ def test_training_starts_from_the_source_and_ends_with_numbers_before_and_after(
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
     encoder = mesh_lib.replicate(params["encoder"], mesh)
     training = manifest_lib.read_manifest(config.data.manifest)
-    evaluation = online_evaluation.OnlineEvaluation(config, mesh, encoder, training)
+    evaluation = online_evaluation.OnlineEvaluation(config, mesh, encoder, training, None)
     found = {name: float(value) for name, value in evaluation.evaluate(encoder).items()}
     assert found == {name: pytest.approx(records[0][name]) for name in found}
     assert found.keys() == {"eval/retrieval", "eval/feature_rank"}

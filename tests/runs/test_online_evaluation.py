@@ -35,14 +35,16 @@ def evaluate(config, mesh, step=2):
     host = pretrained.init_encoder(config, seed=0)
     params = mesh_lib.replicate(host, mesh)
     training = manifest_lib.read_manifest(config.data.manifest)
-    evaluation = online_evaluation.OnlineEvaluation(config, mesh, params, training)
+    evaluated = online_evaluation.read_manifest(config)
+    evaluation = online_evaluation.OnlineEvaluation(config, mesh, params, training, evaluated)
     found = evaluation.after_step(step, params)
     return {name: float(value) for name, value in found.items()}
 
 
 def read_labels(config):
     training = manifest_lib.read_manifest(config.data.manifest)
-    _, rows, labels = online_evaluation._open_videos(config, training)
+    evaluated = online_evaluation.read_manifest(config)
+    _, rows, labels = online_evaluation._open_videos(config, training, evaluated)
     return rows, labels
 
 
