@@ -177,6 +177,14 @@ def is_class_id(number: int) -> bool:
     return NO_LABEL <= number <= MAX_CLASS
 
 
+def check_class_id(number: int, description: str) -> None:
+    """Raises `UserError`, whose message starts with `description`, unless `is_class_id(number)`."""
+    if not is_class_id(number):
+        raise UserError(
+            f"{description} is not between -1 (no label) and {MAX_CLASS}: number the classes from 0"
+        )
+
+
 def parse_cell(
     parse: Callable[[str | None], Any], text: str | None, line: str, column: str, what: str
 ) -> Any:
@@ -201,11 +209,7 @@ def parse_cell(
 def parse_label_cell(text: str | None, line: str, column: str) -> int:
     """Parses a cell with a class id; see `parse_cell` and `is_class_id`."""
     label = parse_cell(parse_label, text, line, column, "an integer: number the classes")
-    if not is_class_id(label):
-        raise UserError(
-            f"{line}: {label} in column {column!r} is not between -1 (no label) and {MAX_CLASS}: "
-            "number the classes from 0"
-        )
+    check_class_id(label, f"{line}: {label} in column {column!r}")
     return label
 
 

@@ -169,11 +169,11 @@ def _make_tables(
       `rows`. A row has `kind` (its name in results.json), `name`, `input`, `note`, and `cells` by
       task.
     """
-    tables = []
+    tables, bases = [], _random_titles(results, titles)
     for metric in dict.fromkeys(row["metric"] for result in results for row in result["rows"]):
         form = find_format(metric)
-        groups = _group_rows(results, titles, metric)
-        _add_gains(groups, _random_titles(results, titles), form)
+        groups = _group_rows(results, titles, bases, metric)
+        _add_gains(groups, bases, form)
         cells = [cell for group in groups.values() for cell in group.values()]
         counts = sorted({cell["n"] for cell in cells})
         # If several evaluators have the same metric, the row must show the evaluator.
@@ -200,15 +200,16 @@ def _count_steps(result: Mapping[str, Any]) -> int:
     return steps if isinstance(steps, int) else 0
 
 
-def _group_rows(results, titles, metric: str) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
+def _group_rows(
+    results, titles, bases: Mapping[str, str], metric: str
+) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
     """Returns a metric's cells by (name, title of the encoder, evaluator, input) and by task.
 
     Rows of random initialization have the title of the first evaluation of the same model on the
-    same data, "" for the first model.
+    same data, "" for the first model; `bases` is the result of `_random_titles`.
     """
     form = find_format(metric)
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
-    bases = _random_titles(results, titles)
     for title, result in zip(titles, results, strict=True):
         title_of = {"encoder": title, "random": bases[title]}
         for row in result["rows"]:

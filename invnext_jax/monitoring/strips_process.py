@@ -67,7 +67,9 @@ class StripsProcess:
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit code {code}"
-        return sanitize.for_display(reason.removeprefix("error: "))[:_ERROR_CHARACTERS]
+        return sanitize.shorten(
+            sanitize.for_display(reason.removeprefix("error: ")), _ERROR_CHARACTERS
+        )
 
     def close(self) -> None:
         """Kills the process if it runs, and removes its output."""

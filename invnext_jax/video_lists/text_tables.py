@@ -178,9 +178,5 @@ def parse_label(text: str | None, where: str) -> int:
             f"{where}: {text!r} must be an integer, or blank or -1 for no label; put class names "
             "in a column called 'label', where they are numbered"
         ) from error
-    if not columns_lib.is_class_id(label):
-        raise UserError(
-            f"{where}: {label} is not between -1 (no label) and {columns_lib.MAX_CLASS}: number "
-            "the classes from 0"
-        )
+    columns_lib.check_class_id(label, f"{where}: {label}")
     return label

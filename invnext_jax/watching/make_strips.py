@@ -3,7 +3,7 @@
     python -m invnext_jax.watching.make_strips WORKDIR --clips=2 --out=strips.json
     python -m invnext_jax.watching.make_strips WORKDIR --clips=2 --wait_for=500 --tensorboard=FOLDER
 
-`launch/watch.py` and runs with `config.log.strips` start it in a process of its own.
+`launch/watch.py` and runs with `config.log.strips` run it as a separate process.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The clips of a run's newest checkpoint, drawn by a process of its own."""
+"""The clips of a run's newest checkpoint, drawn by a separate process."""
 
 import tempfile
 import time

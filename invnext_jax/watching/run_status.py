@@ -6,7 +6,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,18 @@ def read_status(
     start = "from step 0, because no checkpoint exists" if saved is None else f"from step {saved:,}"
     text = f"after step {step:,}{of_total}; the same command continues {start}"
     return RunStatus("stopped", text, share, saved)
+
+
+def read_versions(files: Iterable[Path]) -> list[tuple[int, int, int] | None]:
+    """Returns the inode, size and modification time of each file; None if it is missing."""
+    versions = []
+    for file in files:
+        try:
+            status = file.stat()
+            versions.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        except OSError:
+            versions.append(None)
+    return versions
 
 
 def _find_process(workdir: Path) -> str | None:

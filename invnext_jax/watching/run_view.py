@@ -13,7 +13,7 @@ from invnext_jax.evaluation.pages import charts, report
 from invnext_jax.monitoring import metrics_file, progress
 from invnext_jax.monitoring.host_metrics import PREFIX
 from invnext_jax.watching.newest_strips import NewestStrips
-from invnext_jax.watching.run_status import RunStatus, read_status
+from invnext_jax.watching.run_status import RunStatus, read_status, read_versions
 
 # Facts that the status shows.
 _ELSEWHERE = ("steps", "speed", "skipped steps", "dropped clips")
@@ -67,14 +67,9 @@ class RunView:
 
     def _read_version(self) -> Any:
         """Returns the newest checkpoint, and the sizes and times of the files of the run."""
-        found: list[Any] = reader.finished_steps(self._workdir / reader.CHECKPOINTS_FOLDER)[-1:]
-        for name in (metrics_file.FILE, "config.json"):
-            try:
-                about = (self._workdir / name).stat()
-                found.append((about.st_ino, about.st_size, about.st_mtime_ns))
-            except OSError:
-                found.append(None)
-        return found
+        steps = reader.finished_steps(self._workdir / reader.CHECKPOINTS_FOLDER)
+        files = [self._workdir / name for name in (metrics_file.FILE, "config.json")]
+        return steps[-1:], read_versions(files)
 
     def _read(self) -> None:
         """Reads the records and the config. What cannot be read stays as it was."""

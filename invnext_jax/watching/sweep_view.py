@@ -9,7 +9,7 @@ from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.report import comparison, results, sweep_page
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
-from invnext_jax.watching.run_status import RunStatus
+from invnext_jax.watching.run_status import RunStatus, read_versions
 
 
 class SweepView:
@@ -69,14 +69,8 @@ class SweepView:
 
     def _read_version(self, sweep: ExpandedSweep, states: dict[str, JobState]) -> Any:
         """Returns the states of the jobs, and the sizes and times of their metrics."""
-        found: list[Any] = [states]
-        for planned in sweep.jobs.values():
-            try:
-                about = (planned.job.workdir / metrics_file.FILE).stat()
-                found.append((about.st_ino, about.st_size, about.st_mtime_ns))
-            except OSError:
-                found.append(None)
-        return found
+        workdirs = [planned.job.workdir for planned in sweep.jobs.values()]
+        return states, read_versions(workdir / metrics_file.FILE for workdir in workdirs)
 
     def close(self) -> None:
         """Does nothing."""

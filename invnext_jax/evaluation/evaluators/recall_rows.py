@@ -10,7 +10,12 @@ import numpy as np
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.heads.grid_selection import BEST_ON_VAL, GridScores, choose_head
+from invnext_jax.evaluation.heads.grid_selection import (
+    BEST_ON_VAL,
+    GridScores,
+    choose_head,
+    describe_heads,
+)
 from invnext_jax.evaluation.metrics import intervals
 from invnext_jax.evaluation.metrics.classification import (
     ClassMeanRecall,
@@ -64,10 +69,7 @@ def make_recall_rows(
             "that both manifests use the same class numbers"
         )
     value_g = {name: np.array([x.value for x in found]) for name, found in _named(held_out, val)}
-    heads = [
-        {**options, **{f"{name}_recall": float(x_g[i]) for name, x_g in value_g.items()}}
-        for i, options in enumerate(grid)
-    ]
+    heads = describe_heads(grid, {f"{name}_recall": x_g for name, x_g in value_g.items()})
     best = [choose_head(x_g, grid) for x_g in value_g.values()]
     evaluator, name = fields.pop("evaluator"), fields.pop("name")
     rows = []

@@ -93,6 +93,16 @@ def choose_head(score_g: np.ndarray, grid: Sequence[Mapping[str, Any]]) -> int:
     return int(np.argmax(np.nan_to_num(score_g) - penalty_g))
 
 
+def describe_heads(
+    grid: Sequence[Mapping[str, Any]], scores: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Returns the options of each head of a grid together with its scores [g] by name."""
+    return [
+        {**options, **{name: float(score_g[i]) for name, score_g in scores.items()}}
+        for i, options in enumerate(grid)
+    ]
+
+
 def make_grid_rows(
     held_out: GridScores,
     val: GridScores,
@@ -122,10 +132,7 @@ def make_grid_rows(
       The two rows, with a score of 1 or 0 for each video.
     """
     top1 = {"held_out_top1": held_out.top1_g, "val_top1": val.top1_g}
-    heads = [
-        {**options, **{key: float(value[i]) for key, value in top1.items()}}
-        for i, options in enumerate(grid)
-    ]
+    heads = describe_heads(grid, top1)
     best = [choose_head(scores.top1_g, grid) for scores in (held_out, val)]
     rows = []
     for number, label in zip(best, (what, f"{what}, {BEST_ON_VAL}"), strict=True):
