@@ -3,13 +3,11 @@
 import json
 import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from processes import run_processes
 
 from invnext_jax import train
 from invnext_jax.checkpointing import reader
@@ -17,7 +15,6 @@ from invnext_jax.data import pipeline
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.training import mesh as mesh_lib
 
-ROOT = pathlib.Path(__file__).parents[2]
 TOY_RUN = pathlib.Path(__file__).parents[1] / "support/toy_run.py"
 MAKE_DATASET = pipeline.make_train_dataset  # saved before a fixture replaces it
 DEVICES = 4
@@ -74,39 +71,17 @@ with errors.exit_on_user_error():
 """
 
 
-def run_processes(count, config, workdir, kill_step=0, device_order=()):
+def run_hosts(count, config, workdir, kill_step=0, device_order=()):
     """Runs a config in `count` processes with four devices in total; returns their exit codes."""
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    environ = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": str(count),
-    }
-    arguments = [TOY_RUN, json.dumps(config.to_dict()), workdir, kill_step]
-    arguments.append(json.dumps(device_order))
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", RUN, *map(str, arguments)],
-            env={**environ, "JAX_PROCESS_ID": str(process)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(count)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    codes = [process.returncode for process in started]
-    assert kill_step or codes == [0] * count, outputs
+    ended = run_processes(
+        *(count, RUN, TOY_RUN, json.dumps(config.to_dict()), workdir, kill_step),
+        json.dumps(device_order),
+        timeout=300,
+        JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={DEVICES // count}",
+    )
+    codes = [code for code, _, _ in ended]
+    assert kill_step or codes == [0] * count, ended
     return codes
 
 
@@ -140,7 +115,7 @@ def assert_same_run(one, other):
 
 def test_two_processes_train_like_one_and_one_resumes_their_checkpoint(hosts_config, tmp_path):
     train.train(hosts_config, tmp_path / "one")
-    assert run_processes(2, hosts_config, tmp_path / "two", kill_step=5) != [0, 0]
+    assert run_hosts(2, hosts_config, tmp_path / "two", kill_step=5) != [0, 0]
     assert os.listdir(tmp_path / "two/checkpoints") == ["3"]
     hosts_config.mesh.update(data=1, fsdp=4)  # changes nothing
     train.train(hosts_config, tmp_path / "two")
@@ -167,9 +142,9 @@ def rows_of_batches(workdir):
 )
 def test_processes_load_the_shards_of_their_devices(sizes, device_order, hosts_config, tmp_path):
     hosts_config.total_steps = 3
-    run_processes(1, hosts_config, tmp_path / "one")
+    run_hosts(1, hosts_config, tmp_path / "one")
     hosts_config.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
-    run_processes(2, hosts_config, tmp_path / "two", device_order=device_order)
+    run_hosts(2, hosts_config, tmp_path / "two", device_order=device_order)
     batches = rows_of_batches(tmp_path / "one")
     assert len(batches) == 3 and len(batches[0]) == hosts_config.batch_size
     assert rows_of_batches(tmp_path / "two") == batches
@@ -179,8 +154,8 @@ def test_processes_load_the_shards_of_their_devices(sizes, device_order, hosts_c
 @pytest.mark.slow
 def test_four_processes_resume_the_checkpoint_of_two(hosts_config, tmp_path):
     train.train(hosts_config, tmp_path / "one")
-    run_processes(2, hosts_config, tmp_path / "run", kill_step=5)
-    run_processes(4, hosts_config, tmp_path / "run")
+    run_hosts(2, hosts_config, tmp_path / "run", kill_step=5)
+    run_hosts(4, hosts_config, tmp_path / "run")
     assert_same_run(tmp_path / "one", tmp_path / "run")
 
 
@@ -192,6 +167,6 @@ def test_two_processes_train_a_stage_like_one(stage, sizes, tiny_config, stage1_
     config.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
     if stage == "stage2":
         config.init_from = str(stage1_run)
-    run_processes(1, config, tmp_path / "one")
-    run_processes(2, config, tmp_path / "two")
+    run_hosts(1, config, tmp_path / "one")
+    run_hosts(2, config, tmp_path / "two")
     assert_same_run(tmp_path / "one", tmp_path / "two")

@@ -1,16 +1,14 @@
 """A run saved on one mesh resumes on another, with equal values."""
 
-import contextlib
 import functools
 import os
 
 import jax
 import numpy as np
 import pytest
+from checkpoint_cases import open_checkpointer
 
-from invnext_jax.checkpointing import manager, run_metadata
-from invnext_jax.checkpointing.workdir import Workdir
-from invnext_jax.data import manifest, pipeline
+from invnext_jax.data import pipeline
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import optimizer
@@ -41,22 +39,13 @@ def numbered(abstract):
     return jax.tree.map(fill, abstract)
 
 
-@contextlib.contextmanager
-def opened(workdir, config):
-    with contextlib.closing(Workdir(workdir)) as held:
-        digest = manifest.hash_manifests(config.data.manifest)
-        record = run_metadata.describe_run(config, digest)
-        with contextlib.closing(manager.Checkpointer(held, config, record)) as saver:
-            yield saver
-
-
 @pytest.fixture
 def saved(tiny_config, tmp_path):
     config = tiny_config("stage1")
     state = numbered(abstract_on(config, 8, 1, 1, 1))
     data_iter = open_data(config)
     next(data_iter)
-    with opened(tmp_path, config) as saver:
+    with open_checkpointer(tmp_path, config) as saver:
         saver.save(1, state, data_iter.get_state())
     data_iter.close()
     return config, state
@@ -67,7 +56,7 @@ def test_a_state_saved_on_eight_devices_is_restored_on_another_mesh(saved, sizes
     config, state = saved
     abstract = abstract_on(config, *sizes)
     data_iter = open_data(config)
-    with opened(tmp_path, config) as saver:
+    with open_checkpointer(tmp_path, config) as saver:
         restored = saver.restore(abstract, data_iter)
     data_iter.close()
     jax.tree.map(np.testing.assert_array_equal, state, restored)

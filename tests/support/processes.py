@@ -1,4 +1,4 @@
-"""Starts the two processes of a distributed run, and finds the ports on which processes listen."""
+"""Starts the processes of a distributed run, and finds the ports on which processes listen."""
 
 import contextlib
 import os
@@ -10,9 +10,15 @@ import threading
 
 
 def run_two_processes(script, *arguments, timeout=200, **variables):
-    """Runs a script in two processes of a distributed run.
+    """Runs a script in two processes of a distributed run; see `run_processes`."""
+    return run_processes(2, script, *arguments, timeout=timeout, **variables)
+
+
+def run_processes(count, script, *arguments, timeout=200, **variables):
+    """Runs a script in the processes of a distributed run.
 
     Args:
+      count: number of processes.
       script: Python source, which starts `jax.distributed` with `distributed.initialize`.
       *arguments: arguments of the script.
       timeout: time limit in seconds.
@@ -26,7 +32,7 @@ def run_two_processes(script, *arguments, timeout=200, **variables):
     environ = {
         **os.environ,
         **{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        **{"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"},
+        **{"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)},
         **{"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
         **variables,
     }
@@ -38,7 +44,7 @@ def run_two_processes(script, *arguments, timeout=200, **variables):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for process in range(2)
+        for process in range(count)
     ]
     try:
         outputs = [process.communicate(timeout=timeout) for process in started]

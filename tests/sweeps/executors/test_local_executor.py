@@ -1,4 +1,4 @@
-"""Jobs of this machine get cores, GPUs and memory of their own."""
+"""Jobs on this machine do not share cores, GPUs or memory."""
 
 import json
 import os

@@ -61,7 +61,7 @@ def make_job(name, resources, source=None, script="launch/main.py", **environmen
 
 
 def make_sweep(resources):
-    """Two trees of jobs: stage1 -> (stage2 -> eval, eval), and a training of its own."""
+    """Two trees of jobs: stage1 -> (stage2 -> eval, eval), and a separate training."""
     tree = {
         f"stage1-a{HASH[1:]}": None,
         f"stage2-b{HASH[1:]}": f"stage1-a{HASH[1:]}",
