@@ -33,10 +33,12 @@ class Source(NamedTuple):
       params: parameter trees by part; None if `config.init_from` is not set. The leaves are NumPy
         arrays, or unread tensors where an export does not fit the model of the run.
       step: step of the checkpoint of a run; None if it is unknown.
+      config: the config that belongs to the parameters. An export has only some sections of it.
     """
 
     params: Any = None
     step: int | None = None
+    config: Any = None
 
 
 def read_source(config: ml_collections.FrozenConfigDict) -> Source:
@@ -51,7 +53,7 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
     if not path.endswith(".safetensors") and not published.is_published(path):
         params, found, step = reader.restore_run(path)
         check_source(config, found, step)
-        return Source(params, step)
+        return Source(params, step, found)
     with consensus.all_hosts_agree(f"the weights {path}"):
         if published.is_published(path):
             imported = import_weights.read_video(open_checkpoint(path), path)
@@ -59,9 +61,10 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
         else:
             params, about = export.open_export(path)
             found, step = about.get("config", {}), about.get("source", {}).get("step")
-        check_source(config, run_metadata.config_from_json(found), None)
+        found = run_metadata.config_from_json(found)
+        check_source(config, found, None)
         params = match.read_matching(params, import_weights.part_shapes(config))
-    return Source(params, step)
+    return Source(params, step, found)
 
 
 def check_source(

@@ -9,6 +9,7 @@ from invnext_jax import loop
 from invnext_jax.checkpointing import evaluated_videos, reader, run_metadata
 from invnext_jax.monitoring import parameter_table
 from invnext_jax.multihost.distributed import log_on_process_0
+from invnext_jax.stages import image_teacher
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
 
@@ -35,6 +36,8 @@ def log_start(run: loop.Run) -> None:
         )
     if text := _describe_interpolation(run.config):
         log_on_process_0(text)
+    if "teacher" in run.frozen:
+        log_on_process_0(image_teacher.describe_teacher(run.config))
     log_on_process_0(run.recipe.describe())
     if (warning := run.recipe.warning()) and jax.process_index() == 0:
         logging.warning("%s", warning)

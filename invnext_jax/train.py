@@ -112,7 +112,7 @@ def prepare(
         config_checks.check_overrides(config, overrides, unused)
         mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch(config, mesh)
-    restored, restored_step = init_source.read_source(config)
+    source = init_source.read_source(config)
 
     bad_videos = BadVideoTracker.from_config(config.data)
     with consensus.all_hosts_agree("opening the data and --workdir"):
@@ -133,10 +133,10 @@ def prepare(
         bad_videos.write_quarantine(records.folder)
         evaluated = online_evaluation.read_manifest(config)
     with consensus.all_hosts_agree("the frozen parameters"):
-        frozen = stage.init_frozen(config, restored)
-        _check_fit(config, frozen, mesh_lib.unbox(stage.abstract_frozen(config)))
+        frozen = stage.init_frozen(config, source.params)
+        initialization.check_fit(config, frozen, mesh_lib.unbox(stage.abstract_frozen(config)))
         hashes = frozen_hashes.hash_groups(frozen)
-    record = _describe_run(config, dataset, evaluated, restored_step, hashes)
+    record = _describe_run(config, dataset, evaluated, source.step, hashes)
     checkpointer = manager_lib.Checkpointer(locked_workdir, config, record)
     stack.callback(checkpointer.close)
     strips = CheckpointStrips(config.log.strips, workdir, records.folder)
@@ -149,12 +149,13 @@ def prepare(
     if state is None:
         with consensus.all_hosts_agree("the start of a new run"):
             _keep_old_records(records.folder, checkpointer)
-            start = stage.warm_start(config, restored)
+            start = stage.warm_start(config, source.params)
             unused = initialization.unused_options(config, start)
             config_checks.check_overrides(config, overrides, unused)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
-        state = state.replace(params=_start_from(config, start, state.params, abstract.params))
+        params = _start_from(config, source, start, state.params, abstract.params)
+        state = state.replace(params=params)
         state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
     abstract_frozen = training.abstract_frozen(mesh)
     evaluation = None
@@ -245,32 +246,25 @@ def _make_dataset(
 
 
 def _start_from(
-    config: ml_collections.FrozenConfigDict, start: dict[str, Any], params: Any, abstract: Any
+    config: ml_collections.FrozenConfigDict,
+    source: init_source.Source,
+    start: dict[str, Any],
+    params: Any,
+    abstract: Any,
 ) -> Any:
     """Replaces subtrees of the initial parameters with those in `start`, a dict by path."""
     expected = {path: state_lib.get_subtree(abstract, path) for path in start}
-    _check_fit(config, start, expected)
+    initialization.check_fit(config, start, expected)
     for path, tree in start.items():
         if "/" not in path:
             leaves = jax.tree.leaves(tree)
             size = f"{len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} values"
             log_on_process_0(f"taken from {config.init_from}: {path} ({size})")
-    for sentence in initialization.describe_start(config, start, abstract):
+    for sentence in initialization.describe_start(config, start, abstract, source.config):
         log_on_process_0(sentence)
     for path, tree in mesh_lib.shard_tree(start, expected).items():
         params = state_lib.replace_subtree(params, path, tree)
     return params
-
-
-def _check_fit(config: ml_collections.FrozenConfigDict, params: Any, expected: Any) -> None:
-    changed = state_lib.compare_shapes(
-        state_lib.flat_shapes(params), state_lib.flat_shapes(expected)
-    )
-    if changed:
-        raise UserError(
-            f"the parameters of config.init_from={config.init_from} do not fit this model. "
-            "Use a run with the same sizes:\n  " + "\n  ".join(changed)
-        )
 
 
 def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpointer) -> None:

@@ -23,7 +23,6 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 # other fields change what a step computes. docs/scripts/generate_options.py copies the conditions.
 _ROUNDING = "yes; results are equal up to rounding"
 _CONTENT = "yes, if the content is the same"
-_START = "yes; read at the start of a new run only"
 _NEUTRAL = ("yes", _ROUNDING)  # rules of options that do not change the result
 CHANGEABLE_FIELDS: dict[str, str] = {
     "epochs": "yes, with the same warning as `total_steps`",
@@ -35,8 +34,6 @@ CHANGEABLE_FIELDS: dict[str, str] = {
     "init_from": "if it was set at the start, and its step and the frozen parameters are the same",
     "init_from_unfinished": "yes",
     "init_sizes": "yes, if the sizes are the same",
-    "init_parts": _START,
-    "predictor.weights": _START,
     "teacher.weights": _CONTENT,
     "mesh": _ROUNDING,
     "attention": _ROUNDING,

@@ -3,6 +3,7 @@
 Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,8 @@ from invnext_jax.weights.match import match_tree
 
 _TEACHER = ("kind", "width", "depth", "heads", "mlp_width", "patch", "train_size")
 _TEACHER += ("activation", "registers", "gated")
+_TARGETS = (*_TEACHER, "weights", "size", "taps", "tap_interval")  # options that decide its outputs
+_HEADS = frozenset({"align", "align_pooled"})  # groups trained to match its outputs
 # Options that have only one value for a kind; files of older versions do not contain them.
 _FIXED = {
     "siglip2": {"activation": "gelu_tanh", "registers": 0, "gated": False},
@@ -56,6 +59,42 @@ def check_teacher(config: Any) -> None:
     if t.taps < 1:
         raise UserError(f"teacher.taps={t.taps} must be at least 1")
     scan.select_tap_layers(t.depth, t.taps, t.tap_interval)
+
+
+def describe_teacher(config: Any) -> str:
+    """Returns a sentence with the teacher's file, its image size, and everything interpolated."""
+    t, side = config.teacher, config.data.size
+    sides = t.size // t.patch, side // config.encoder.patch
+    parts = [f"teacher: {t.kind} from {t.weights}, images of {t.size} x {t.size} pixels"]
+    if t.size != side:
+        parts.append(f"clips of {side} x {side} are resized")
+    if t.size != t.train_size:
+        parts.append(f"its position table for {t.train_size} x {t.train_size} is interpolated")
+    if sides[0] != sides[1]:
+        parts.append("its {0} x {0} patches are resampled to {1} x {1}".format(*sides))
+    return "; ".join(parts)
+
+
+def describe_change(config: Any, source: Any, groups: Iterable[str]) -> str:
+    """Returns a sentence if heads start from a run that had a different teacher, or "".
+
+    Args:
+      config: the run's config.
+      source: the config of `config.init_from`, of which an export has only some sections; None if
+        it is not set.
+      groups: names of the parameter groups that are read from `config.init_from`.
+    """
+    heads = sorted(_HEADS.intersection(groups))
+    described = source.get("teacher", {}) if source and heads else {}
+    changed = config_mismatches(described, config.teacher, _TARGETS)
+    if not changed:
+        return ""
+    rows = (f"  teacher.{k}={new!r} in that run, {old!r} in this run" for k, old, new in changed)
+    return (
+        f"{' and '.join(heads)} of {config.init_from} were trained for the outputs of a different "
+        "teacher. To initialize them randomly, leave them out of --config.init_parts:\n"
+        + "\n".join(rows)
+    )
 
 
 def abstract_teacher(config: Any) -> Any:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.predictor import ModernBertLayer
+from invnext_jax.stages import image_teacher
+from invnext_jax.training import state as state_lib
 from invnext_jax.weights.export import config_mismatches, open_export, require_part
 from invnext_jax.weights.match import match_tree
 
@@ -115,13 +117,39 @@ def select_params(
     return start
 
 
-def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
+def check_fit(config: Any, params: Any, expected: Any) -> None:
+    """Checks that parameters have the shapes and types of this model.
+
+    Args:
+      config: the run's config.
+      params: parameters that were read from `config.init_from`.
+      expected: the shapes and types in this run, a tree of the same structure.
+
+    Raises:
+      UserError: a parameter is missing, or has a different shape or type.
+    """
+    changed = state_lib.compare_shapes(
+        state_lib.flat_shapes(params), state_lib.flat_shapes(expected)
+    )
+    if changed:
+        raise UserError(
+            f"the parameters of config.init_from={config.init_from} do not fit this model. "
+            "Use a run with the same sizes:\n  " + "\n  ".join(changed)
+        )
+
+
+def describe_start(
+    config: Any, start: Mapping[str, Any], groups: Iterable[str], source: Any = None
+) -> list[str]:
     """Describes how the groups that are not entirely in `start` are initialized.
+
+    Heads that start from a run with a different image teacher are described too.
 
     Args:
       config: the run's config.
       start: output of `select_params`.
       groups: all top-level groups of the run.
+      source: the config of `config.init_from`; None if it is not set.
     """
     sentences = []
     for name in sorted(set(groups) - set(start)):
@@ -139,6 +167,8 @@ def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str])
             sentences.append(
                 f"{name} is initialized randomly: it is not taken from {config.init_from}"
             )
+    if change := image_teacher.describe_change(config, source, start):
+        sentences.append(change)
     return sentences
 
 

@@ -53,7 +53,7 @@ def test_training_starts_from_the_source_and_ends_with_numbers_before_and_after(
 
     config = init_source.copy_sizes(config, overrides)
     assert (config.encoder.frames, config.data.frames) == (2, 4)  # positions are interpolated
-    params, _ = init_source.read_source(config)
+    params = init_source.read_source(config).params
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
     encoder = mesh_lib.replicate(params["encoder"], mesh)
     training = manifest_lib.read_manifest(config.data.manifest)
@@ -85,7 +85,7 @@ def test_sizes_are_those_of_the_source(layout, stage1_run, videos, tmp_path):
         assert copied.predictor.width == 64 and copied.variant == "tiny"
         assert copied.teacher.width == 96 and copied.teacher.weights == ""  # for Stage 1
         assert copied.dtype == "float32" and copied.data.size == 32
-    params, _ = init_source.read_source(copied)
+    params = init_source.read_source(copied).params
     assert params["encoder"]["position"]["table"].shape == (4 + 2 * 16, 64)
     assert config.encoder.width == 768  # the config is not modified
 

@@ -78,6 +78,15 @@ def test_a_changed_model_is_refused_with_a_table(whole_run, toy_config):
     assert json.loads((whole_run / "config.json").read_text())["batch_size"] == 8
 
 
+def test_options_read_only_at_the_start_cannot_change_later(whole_run, toy_config):
+    toy_config.init_parts = ("encoder",)
+    toy_config.predictor.weights = "text.safetensors"
+    with pytest.raises(UserError) as caught:
+        train.train(toy_config, whole_run)
+    assert "config.init_parts: [] -> ['encoder']" in str(caught.value)
+    assert "config.predictor.weights: '' -> 'text.safetensors'" in str(caught.value)
+
+
 def test_a_longer_run_and_another_log_are_allowed(whole_run, toy_config):
     toy_config.total_steps = 8
     toy_config.log.every_steps = 2

@@ -162,6 +162,33 @@ def test_the_log_names_the_text_model_and_its_layers(config):
     ]
 
 
+def test_heads_of_a_run_with_another_teacher_are_named():
+    config = config1.get_config("tiny")
+    config.init_from = "runs/earlier"
+    source = config.copy_and_resolve_references()
+    groups = ("encoder", "align", "align_pooled")
+    assert image_teacher.describe_change(config, source, groups) == ""
+    source.teacher.tap_interval = config.teacher.tap_interval + 1
+    source.teacher.weights = "other.safetensors"
+    assert image_teacher.describe_change(config, source, ("encoder",)) == ""
+    text = "\n".join(initialization.describe_start(config, dict.fromkeys(groups, {}), (), source))
+    assert "align and align_pooled of runs/earlier were trained for the outputs of a diff" in text
+    assert "teacher.tap_interval=2.0 in that run, 1.0 in this run" in text
+    assert "teacher.weights='other.safetensors' in that run" in text
+
+
+def test_teacher_description_names_the_file_and_everything_interpolated():
+    config = config1.get_config("tiny")
+    config.teacher.weights = "siglip2.safetensors"
+    text = "teacher: siglip2 from siglip2.safetensors, images of 32 x 32 pixels"
+    assert image_teacher.describe_teacher(config) == text
+    config.data.size, config.teacher.size, config.teacher.resample = 64, 48, True
+    described = image_teacher.describe_teacher(config)
+    assert "images of 48 x 48 pixels; clips of 64 x 64 are resized" in described
+    assert "its position table for 32 x 32 is interpolated" in described
+    assert "its 6 x 6 patches are resampled to 8 x 8" in described
+
+
 def test_an_earlier_run_comes_before_the_text_model(config):
     config.init_from = "runs/earlier"
     start = stage1.warm_start(config, RESTORED)
