@@ -31,7 +31,7 @@ ARROWS = {
     | {"multihost", "monitoring", "data", "weights"},
     "init_source": {"checkpointing", "multihost", "weights"},
     "loop": {"stages", "training", "checkpointing", "multihost", "monitoring"},
-    "start_log": {"loop", "training", "checkpointing", "multihost", "monitoring"},
+    "start_log": {"loop", "stages", "training", "checkpointing", "multihost", "monitoring"},
     "config_checks": {"data", "models", "objectives", "training", "monitoring", "checkpointing"}
     | {"online_evaluation"},
     "online_evaluation": {
@@ -143,7 +143,8 @@ LAYERS = {
         {"registry"},
         {"stage1", "stage2"},
         {"masked_stage"},
-        {"pixel_sampling", "masked_modeling", "image_teacher", "initialization", "stage"}
+        {"initialization"},
+        {"pixel_sampling", "masked_modeling", "image_teacher", "stage"}
         | {"unused_options"},
     ],
     "weights": [
