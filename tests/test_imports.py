@@ -144,8 +144,7 @@ LAYERS = {
         {"stage1", "stage2"},
         {"masked_stage"},
         {"initialization"},
-        {"pixel_sampling", "masked_modeling", "image_teacher", "stage"}
-        | {"unused_options"},
+        {"pixel_sampling", "masked_modeling", "image_teacher", "stage"} | {"unused_options"},
     ],
     "weights": [
         {"import_weights"},
