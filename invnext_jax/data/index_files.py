@@ -19,9 +19,9 @@ from invnext_jax.video.frame_index import PacketIndex
 from invnext_jax.workers.time_limits import reading
 
 MIN_STORED_FRAMES = 2000  # the index of a shorter file is stored only if it was built by decoding
-MAX_BYTES = 2**32  # maximum size of a file of stored indexes
-MAX_LINE_BYTES = 2**26  # maximum size of a line of this file
-MAX_JSON_BYTES = 2**26  # decompressed size of a stored index; enough for 10 million frames
+MAX_BYTES = 2**30  # maximum size of a file of stored indexes, which each worker keeps in memory
+MAX_LINE_BYTES = 2**24  # maximum size of a line of this file
+MAX_JSON_BYTES = 2**24  # decompressed size of a stored index; enough for a day at 30 fps
 MAX_TICKS = 2**62  # maximum time stamp, and difference of time stamps
 SUFFIX = ".frames.jsonl"
 Version = tuple[int, int]  # size in bytes and modification time in nanoseconds
@@ -33,11 +33,12 @@ def is_slow(index: PacketIndex) -> bool:
 
 
 def encode_index(index: PacketIndex, version: Version) -> str:
-    """Encodes an index as compressed JSON in base64."""
+    """Encodes an index as compressed JSON in base64; "" if it is too long to be stored."""
     times = index.times if index.times[0] is None else _differences(index.times)
     keys = _differences(index.key_times)
-    data = json.dumps([*version, times, keys, index.reorder_delay, index.is_decoded])
-    return base64.b64encode(zlib.compress(data.encode())).decode()
+    data = json.dumps([*version, times, keys, index.reorder_delay, index.is_decoded]).encode()
+    text = base64.b64encode(zlib.compress(data)).decode()
+    return text if max(len(data), 2 * len(text)) < min(MAX_JSON_BYTES, MAX_LINE_BYTES) else ""
 
 
 def _differences(values: Sequence[int]) -> list[int]:
@@ -89,10 +90,13 @@ def read_stored(file: str) -> dict[str, str]:
     try:
         with reading(), regular_file.open_binary(file, MAX_BYTES) as lines:
             while line := lines.readline(MAX_LINE_BYTES):
+                if len(line) == MAX_LINE_BYTES:
+                    raise ValueError(f"a line has {MAX_LINE_BYTES} bytes or more")
                 row = json.loads(line)
                 found[os.path.join(folder, row["path"])] = row["index"]
     except FileNotFoundError:
         return found
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        logging.warning("%s is not used, because it cannot be read: %s", file, error)
+        reason = getattr(error, "strerror", None) or error
+        logging.warning("the frame indexes in %s are not used: %s", file, reason)
     return found

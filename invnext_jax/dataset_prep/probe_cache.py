@@ -14,8 +14,8 @@ from invnext_jax.errors import UserError
 from invnext_jax.workers.results import check_text
 
 VERSION = 2  # increase it when the result for the same file changes
-MAX_BYTES = 2**32  # maximum size of another cache
-MAX_LINE_BYTES = 2**26  # a line may contain a frame index, see `index_files`
+MAX_BYTES = 2**33  # maximum size of a cache; a result has about 400 bytes
+MAX_LINE_BYTES = 2**25  # a line may contain a frame index, see `index_files`
 MAX_NUMBER = 2**31
 
 
@@ -56,9 +56,18 @@ class ProbeCache:
         self._file.close()
 
     def _read(self) -> None:
+        if self._file.seek(0, os.SEEK_END) > MAX_BYTES:
+            raise UserError(
+                f"{self._path} has more than {MAX_BYTES} bytes: delete it to probe all files again"
+            )
         self._file.seek(0)
         end = 0
-        for line in self._file:
+        while line := self._file.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(
+                    f"{self._path} has a line of more than {MAX_LINE_BYTES} bytes: delete the file "
+                    "to probe all videos again"
+                )
             try:
                 row = json.loads(line)
                 key, found = tuple(row["key"]), row["found"]
@@ -120,8 +129,10 @@ class ProbeCache:
         if key is None or (isinstance(result, ProbeFailure) and result.transient):
             return
         row = {"key": key, "version": VERSION, "found": _to_json(result)}
-        self._file.write(json.dumps(row).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(row).encode() + b"\n"
+        if len(line) <= MAX_LINE_BYTES:
+            self._file.write(line)
+            self._file.flush()
 
 
 def _key(path: str) -> tuple[str, int, int] | None:

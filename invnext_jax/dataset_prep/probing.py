@@ -60,7 +60,8 @@ class VideoProbe:
       transfer: Transfer function: "sdr", "pq", "hlg", "linear", or "" if the file has none.
       flags: Words separated by spaces: "one_frame"; "tiny" if the frames are smaller than the
           patch grid; "expensive" if decoding a clip takes more than about one second.
-      index: Encoded frame index, see `index_files.encode_index`; "" if it is fast to build.
+      index: Encoded frame index, see `index_files.encode_index`; "" if it is fast to build, or too
+          long to be stored.
     """
 
     duration: float

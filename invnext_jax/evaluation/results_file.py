@@ -27,6 +27,8 @@ FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, met
 RESULTS = "results.json"
 MAX_BYTES = 2**28  # maximum size of a file of results or rows
 MAX_NUMBER = 1e100  # maximum absolute value of a number
+MAX_SIZE = 4096  # maximum number of frames, and of pixels of a side, of a clip
+MAX_PIXELS = 2**28  # of all frames of a clip, which pages may show
 _ADVICE = "run launch/evaluate.py again"
 
 
@@ -40,7 +42,7 @@ def read_results(workdir: str | Path) -> dict[str, Any]:
 
     Fields of other formats that are missing get default values, and values of rows that are null
     become NaN. The file may come from an untrusted source, so all fields of pages and tables have
-    the expected types, except those in `run.config`.
+    the expected types. Of `run.config`, only the sizes of clips are checked.
 
     Raises:
       UserError: the file is not JSON, its format is unknown, or a field has an unexpected type.
@@ -103,6 +105,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_SIZE
+
+
 def _is_optional_count(value: Any) -> bool:
     return value is None or _is_count(value)
 
@@ -148,8 +154,10 @@ _ROW: _Fields = {
     **{"classes": _OPTIONAL_COUNT, "scores": (lambda v: v is None or _is_object(v), "an object")},
 }
 _SCORES: _Fields = {"file": _TEXT, "row": _COUNT}
+_SIZE = (_is_size, f"an integer from 0 to {MAX_SIZE}")
+_SIZES: _Fields = dict.fromkeys(("frames", "size", "short_side"), _SIZE)
 _CLIPS: _Fields = {
-    **dict.fromkeys(("frames", "size", "short_side"), _COUNT),
+    **_SIZES,
     **{"sampling": _TEXT, "stride": _OPTIONAL_COUNT},
 }
 
@@ -169,6 +177,11 @@ def _check_results(results: Mapping[str, Any], path: Path) -> None:
         _check_fields(results["clips"], _CLIPS, f"{path}: clips.", _CLIPS)
     config = results.get("run", {}).get("config", {})
     _check_fields({"config": config}, {"config": _OBJECT}, f"{path}: run.")
+    data = config.get("data", {})
+    _check_fields({"data": data}, {"data": _OBJECT}, f"{path}: run.config.")
+    _check_fields(data, _SIZES, f"{path}: run.config.data.")
+    if data.get("frames", 1) * data.get("size", 1) ** 2 > MAX_PIXELS:
+        raise UserError(f"{path}: clips of run.config.data have too many pixels: {_ADVICE}")
 
 
 def _check_fields(

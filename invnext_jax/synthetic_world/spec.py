@@ -26,6 +26,7 @@ MAX_CLUTTER = 8
 MIN_ANTICIPATION_FRAMES = 6
 MIN_SIZE, MAX_SIZE = 16, 2048
 MIN_FRAMES, MAX_FRAMES = 2, 4096
+MAX_PIXELS = 2**28  # of all frames of a clip; 0.8 GB
 MAX_SEED = 2**64
 
 
@@ -73,6 +74,11 @@ class WorldSpec:
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or not low <= value <= high:
                 raise UserError(f"{name}={value} must be an integer from {low} to {high}")
+        if self.size**2 * self.frames > MAX_PIXELS:
+            raise UserError(
+                f"size={self.size}, frames={self.frames}: a clip has more than {MAX_PIXELS} "
+                "pixels: reduce one of them"
+            )
         if self.level == "full" and self.frames % 2:
             raise UserError(f"frames={self.frames}: the full level needs an even number of frames")
         if self.level == ANTICIPATION and self.frames < MIN_ANTICIPATION_FRAMES:

@@ -19,7 +19,8 @@ SCHEME = "world:"
 INTEGERS = ("videos", "seed", "size", "frames", "clutter")
 FACTORS = ("object_size", "speed")
 KEYS = (*INTEGERS, *FACTORS)
-MAX_VIDEOS = 2**31 - 1  # row numbers are int32
+MAX_VIDEOS = 100_000  # the labels of so many clips take 2.5 s
+MAX_CHARACTERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,13 @@ def parse(name: str) -> World:
     """Parses a `world:` URL.
 
     Raises:
-      UserError: The URL is malformed, or a field is out of range.
+      UserError: The URL is malformed or too long, or a field is out of range.
     """
+    if len(name) > MAX_CHARACTERS:
+        raise UserError(
+            f"the world URL {name[:80]!r}... has {len(name)} characters: write at most "
+            f"{MAX_CHARACTERS}"
+        )
     values = {}
     try:
         parts = urllib.parse.urlsplit(name)
@@ -47,12 +53,12 @@ def parse(name: str) -> World:
             values[key] = int(text) if key in INTEGERS else float(text)
         videos = values.pop("videos", 0)
         if not 1 <= videos <= MAX_VIDEOS:
-            raise ValueError(f"videos={videos}")
+            raise ValueError(f"videos={videos} is not from 1 to {MAX_VIDEOS}")
     except ValueError as error:
         raise UserError(
             f"{name!r} is not a valid world URL ({error}): write {SCHEME}simple/train?videos=2000. "
             f"The keys {', '.join(INTEGERS)} have integer values, {' and '.join(FACTORS)} have "
-            "numbers, and all are separated by &"
+            "numbers, and all are separated by &; launch/make_world.py writes larger worlds"
         ) from error
     return World(WorldSpec(level=level, split=split or "train", **values), videos)
 

@@ -120,6 +120,19 @@ def test_files_of_stored_indexes_may_have_any_content(tmp_path):
     video_io.IndexCache().load([str(tmp_path / "pipe")])
 
 
+def test_large_files_and_long_lines_of_stored_indexes_are_skipped(tmp_path, monkeypatch, caplog):
+    path, good = tmp_path / "m.frames.jsonl", index_files.format_lines([("a", "x")])
+    path.write_text(good + '{"path": "' + "b" * index_files.MAX_LINE_BYTES + '", "index": "y"}\n')
+    assert index_files.read_stored(str(path)) == {str(tmp_path / "a"): "x"}
+    assert "m.frames.jsonl are not used: a line has 16777216 bytes or more" in caplog.text
+    with open(path, "wb") as file:
+        file.truncate(index_files.MAX_BYTES + 1)
+    assert index_files.read_stored(str(path)) == {}
+    assert "are not used: Larger than 1073741824 bytes" in caplog.text
+    monkeypatch.setattr(index_files, "MAX_LINE_BYTES", 100)
+    assert index_files.encode_index(make_index(30), (5, 7)) == ""  # it could not be read again
+
+
 def test_an_index_of_an_hour_is_small():
     text = index_files.encode_index(make_index(30 * 3600), (5, 7))
     assert len(text) < 4000

@@ -118,6 +118,25 @@ def test_large_other_caches_are_skipped(tmp_path, video, monkeypatch, caplog):
     assert "other.jsonl is skipped: Larger than 10 bytes" in caplog.text
 
 
+def test_long_lines_and_files_are_refused(tmp_path, video, monkeypatch):
+    path = tmp_path / "probes.jsonl"
+    with open(path, "wb") as file:
+        file.truncate(probe_cache.MAX_LINE_BYTES + 1)
+    with pytest.raises(UserError, match="a line of more than .* delete the file"):
+        get(tmp_path, video)
+    assert path.stat().st_size == probe_cache.MAX_LINE_BYTES + 1  # not truncated
+    with open(path, "wb") as file:
+        file.truncate(probe_cache.MAX_BYTES + 1)
+    with pytest.raises(UserError, match="has more than 8589934592 bytes"):
+        get(tmp_path, video)
+    path.unlink()
+    monkeypatch.setattr(probe_cache, "MAX_LINE_BYTES", 1000)
+    put(tmp_path, video, ProbeFailure("x" * 1000))  # it could not be read again
+    assert path.read_bytes() == b""
+    put(tmp_path, video, GOOD)
+    assert get(tmp_path, video) == GOOD
+
+
 def test_missing_files_are_not_cached(tmp_path):
     put(tmp_path, str(tmp_path / "missing.mp4"), GOOD)
     assert (tmp_path / "probes.jsonl").read_text() == ""

@@ -65,6 +65,16 @@ ROW = {
         *(({"tokens": value}, "tokens") for value in (3, {"a": 3}, {"a": {"width": "x"}})),
         ({"clips": {}}, "clips.frames"),
         ({"clips": {**CLIPS, "size": "x"}}, "clips.size"),
+        *(({"run": {"config": {"data": value}}}, "run.config.data") for value in (3, None, [])),
+        *(
+            ({"run": {"config": {"data": {name: value}}}}, f"run.config.data.{name}")
+            for name in ("frames", "size", "short_side")
+            for value in (4097, 10**12, -1, 1.5, "x", True, None)
+        ),
+        (
+            {"run": {"config": {"data": {"frames": 4096, "size": 257}}}},
+            "clips of run.config.data have too many pixels",
+        ),
     ],
 )
 def test_fields_of_unexpected_types_are_one_sentence_errors(tmp_path, change, field):

@@ -20,8 +20,6 @@ from invnext_jax.evaluation.truth import captions
 from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.spec import WorldSpec
 
-MAX_WORLD = 1_000_000  # videos of a rendered world; their labels take about 25 s
-
 
 class VideoLabels(NamedTuple):
     """The labels of a task.
@@ -65,7 +63,7 @@ def find_manifest(
 
 
 def is_local(names: Any) -> bool:
-    """Returns whether manifests are regular local files or rendered worlds of limited size.
+    """Returns whether manifests are regular local files or rendered worlds.
 
     Args:
       names: names of manifests, separated by commas. Values of other types are rejected.
@@ -77,7 +75,8 @@ def _is_local_name(name: str) -> bool:
     if not video_io.is_world(name):
         return not video_io.is_remote(name) and os.path.isfile(name)
     try:
-        return urls.parse(name).videos <= MAX_WORLD
+        urls.parse(name)
+        return True
     except (UserError, ValueError):
         return False
 

@@ -10,6 +10,7 @@ Shape key: n boxes, t frames, k objects, 4 = (x0, y0, x1, y1).
 """
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -28,8 +29,8 @@ MAX_FRAMES = 10**6
 MAX_TRACKS = 2**16
 MAX_RANGE = 2**16  # maximum frame rate, height and width
 BOX_RANGE = 1e9  # maximum absolute value of a coordinate in pixels
-MAX_LINE_BYTES = 2**26
-MAX_BYTES = 2**32
+MAX_LINE_BYTES = 2**24  # a segment of Waymo Open has about 250 kB
+MAX_BYTES = 2**30  # the boxes need about three times more memory
 MAX_PATH, MAX_NAME = 4096, 255  # file systems do not have longer paths and names
 
 
@@ -176,6 +177,8 @@ def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.decode()
     except (OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) == errno.EFBIG:
+            raise UserError(f"{path} has more than {MAX_BYTES} bytes: use fewer videos") from error
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(
             f"{path} cannot be read ({reason}): check that the option root is the folder of the "

@@ -64,13 +64,14 @@ def test_only_local_manifests_are_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest_lib, "hash_manifests", lambda _: "x")
     (tmp_path / "val.csv").write_text(TEXT)
     os.mkfifo(tmp_path / "pipe")
-    local, world = str(tmp_path / "val.csv"), "world:simple/val?videos=1000000&size=16"
+    local, world = str(tmp_path / "val.csv"), "world:simple/val?videos=100000&size=16"
     refused = [
         *("http://127.0.0.1:9/x.csv", "https://example.org/x.csv", f"file://{local}"),
         *(f"{local},memory://x", "simplecache::https://example.org/x.csv", "", "a\0b"),
         *(str(tmp_path), str(tmp_path / "pipe"), world.replace("000&", "001&"), "world:?"),
         *(None, 3, [local], {"a": 1}),
     ]
+    refused += [world + "&clutter=" + "0" * 2000, f"{world}&frames=4096".replace("16&", "257&")]
     for name in [local, world, f"{local}, {world}"]:
         results = {"manifests": {"val": "x"}, "run": {"config": {"val_manifest": name}}}
         assert find_manifest(results, "val") == name

@@ -173,6 +173,9 @@ def test_files_that_are_not_regular_or_too_large_are_one_sentence(tmp_path, monk
     monkeypatch.setattr(boxes_jsonl, "MAX_LINE_BYTES", 100)
     with pytest.raises(UserError, match="line 1 of .* has more than 100 bytes"):
         BoxTracks(tmp_path / "boxes.jsonl")
+    os.truncate(tmp_path / "boxes.jsonl", boxes_jsonl.MAX_BYTES + 1)
+    with pytest.raises(UserError, match="has more than 1073741824 bytes: use fewer videos"):
+        BoxTracks(tmp_path / "boxes.jsonl")
 
 
 def test_missing_and_short_videos_are_bad_rows(tmp_path):
