@@ -170,7 +170,7 @@ def train_heads(
         state = mesh_lib.replicate(state, mesh)
         frozen = mesh_lib.replicate(frozen, mesh)
         rates_g, decays_g = mesh_lib.replicate(tuple(np.array(grid, np.float32).T), mesh)
-        step = _make_step(loss_fn, prepare or _use_batch, training)
+        step = _make_step(loss_fn, prepare or (lambda _frozen, batch, _key: batch), training)
 
         def read() -> Iterator[dict[str, jax.Array]]:
             for number in range(first_step, training.steps):
@@ -186,6 +186,7 @@ def train_heads(
                 first_step=first_step,
                 callbacks=callbacks,
             )
+            callbacks.show(pending=0)
         skipped_g, loss_g = jax.device_get((state.skipped_g, state.loss_g))
         if first_step < training.steps:
             callbacks.timer.save(training.steps, state)
@@ -263,8 +264,8 @@ class _Callbacks(loop.Callbacks):
     """Shows the progress, saves the state, and checks that at least one head has a finite loss."""
 
     def __init__(self, name: str, saved, training: HeadTraining, first_step: int):
-        self._name = name
-        self._pending: list[tuple[jax.Array, jax.Array]] = []
+        self._name, self._first_step = name, first_step
+        self._pending: list[tuple[int, tuple[jax.Array, jax.Array]]] = []
         self._stalled = 0
         self.timer = SaveTimer(saved, training.save_seconds)
         quiet = jax.process_index() > 0 or first_step == training.steps
@@ -273,22 +274,21 @@ class _Callbacks(loop.Callbacks):
     def after_step(self, number, state, metrics, diagnostics):
         """Waits for an earlier step, shows its loss, and saves the state if it is due."""
         del diagnostics
-        self._pending.append(metrics)
-        if len(self._pending) <= MAX_PENDING:
-            return
-        loss_g, finite_g = jax.device_get(self._pending.pop(0))
-        self._stalled = 0 if finite_g.any() else self._stalled + 1
-        if self._stalled >= _STALLED:
-            raise UserError(_nonfinite_text(self._name))
-        least = f", loss {np.min(loss_g[finite_g]):.3g}" if finite_g.any() else ""
-        self.meter.update(number, f"{self._name}{least}")
+        self._pending.append((number, metrics))
+        # The first step is shown at once, because it includes the compilation.
+        self.show(pending=MAX_PENDING if number > self._first_step + 1 else 0)
         self.timer.save_if_due(number, state)
 
-
-def _use_batch(frozen, batch, key):
-    """Returns the batch unchanged; the default for `prepare`."""
-    del frozen, key
-    return batch
+    def show(self, pending: int) -> None:
+        """Waits for all steps except the last `pending` ones, and shows their loss."""
+        while len(self._pending) > pending:
+            number, metrics = self._pending.pop(0)
+            loss_g, finite_g = jax.device_get(metrics)
+            self._stalled = 0 if finite_g.any() else self._stalled + 1
+            if self._stalled >= _STALLED:
+                raise UserError(_nonfinite_text(self._name))
+            least = f", loss {np.min(loss_g[finite_g]):.3g}" if finite_g.any() else ""
+            self.meter.update(number, f"{self._name}{least}")
 
 
 def _nonfinite_text(name: str) -> str:

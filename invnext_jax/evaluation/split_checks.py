@@ -12,7 +12,7 @@ from invnext_jax.data.class_names import compare_manifests
 from invnext_jax.data.copies import find_copies
 from invnext_jax.data.held_out import find_shared_manifest
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.evaluators.classification import find_labeled
+from invnext_jax.evaluation.evaluators.classification import check_classes, find_labeled
 from invnext_jax.evaluation.inputs import SPLITS
 
 EXAMPLES = 3  # maximum number of videos or classes listed in a note
@@ -52,7 +52,8 @@ def choose_tasks(config: Any, needs_labels: bool = True) -> tuple[str, ...]:
     If no evaluator needs labels for training, only the held-out manifest must have them.
 
     Raises:
-      UserError: a manifest is missing, has no label column, or has no labeled video.
+      UserError: a manifest is missing, has no label column, or has no labeled video; or a task has
+        a single class in the training manifest, and an evaluator needs labels for training.
     """
     common, columns, manifests = [], [], (config.train_manifest, config.val_manifest)
     if not all(manifests):
@@ -79,7 +80,10 @@ def choose_tasks(config: Any, needs_labels: bool = True) -> tuple[str, ...]:
     tasks = tuple(config.tasks) or shared
     for split, labels in zip(SPLITS.values(), columns, strict=True):
         for task in tasks:
-            find_labeled(labels[manifest_lib.LABEL_PREFIX + task], task, split)
+            labels_b = labels[manifest_lib.LABEL_PREFIX + task]
+            labeled_b = find_labeled(labels_b, task, split)
+            if needs_labels and split == SPLITS["train"]:
+                check_classes(labels_b[labeled_b], task)
     return tasks
 
 

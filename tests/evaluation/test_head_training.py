@@ -3,6 +3,8 @@
 The results do not depend on the number of devices.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,10 +165,19 @@ def test_features_that_are_not_finite_are_a_one_sentence_error():
         head_training.train_heads(init_params, loss_fn, bad, GRID, training, name="probe")
 
 
-def test_progress_shows_the_loss_and_the_time_left(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+def test_progress_shows_the_loss_and_the_time_left(capsys):
     train(name="attentive probe")
     assert "12 of 12 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_progress_of_a_short_training_shows_the_first_and_the_last_step(steps, capsys, monkeypatch):
+    meter = functools.partial(progress.ProgressMeter, line_seconds=0.0)
+    monkeypatch.setattr(head_training, "ProgressMeter", meter)
+    found = train(training=HeadTraining(steps, 0, seed=5), name="probe")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "steps" in line]
+    assert lines[0].startswith(f"1 of {steps} steps, probe, loss ")
+    assert lines[-1].startswith(f"{steps} of {steps} steps, probe, loss {found.loss_g.min():.3g},")
 
 
 @pytest.mark.parametrize("values", [((), (0.0,)), ((-1.0,), (0.0,)), ((1.0,), (-0.1,))])

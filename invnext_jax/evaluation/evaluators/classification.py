@@ -24,7 +24,7 @@ class ClassifierResult:
 
     Attributes:
       top1: accuracy on the held-out videos.
-      standard_error: binomial standard error of `top1`.
+      standard_error: standard error of `top1`, by default the binomial one; None if unknown.
       train_top1: accuracy on the training videos.
       videos: number of held-out videos.
       classes: number of classes in the training labels.
@@ -37,7 +37,7 @@ class ClassifierResult:
     """
 
     top1: float
-    standard_error: float
+    standard_error: float | None
     train_top1: float
     videos: int
     classes: int

@@ -8,6 +8,7 @@ changes. An evaluator of a data set without manifests also has a method `needs_m
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -51,6 +52,8 @@ class Row:
         """
         fields = dataclasses.asdict(dataclasses.replace(self, scores=None))
         del fields["scores"]
+        error = self.standard_error
+        fields["standard_error"] = error if error is not None and math.isfinite(error) else None
         return {**fields.pop("details"), **fields}
 
 

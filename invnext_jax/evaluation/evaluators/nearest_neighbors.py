@@ -8,6 +8,7 @@ Shape key: b videos, d features, s numbers of neighbors, r random draws.
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,12 @@ class NearestNeighbors:
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
         """Classifies the held-out videos."""
         rows = []
+        index_b = inputs.features("val").index_b
         for pooling, data, labels in _features_by_pooling(inputs, config):
-            for k in config.knn.neighbors:
+            for k, task in count_neighbors(config.knn.neighbors, labels[0], inputs.dataset.tasks):
                 fit = functools.partial(classify, k=k, temperature=config.knn.temperature)
-                results = fit_tasks(data, labels, inputs.dataset.tasks, fit)
+                results = fit_tasks(data, labels, (task,), fit)
                 what = f"{pooling}, {k} neighbors"
-                index_b = inputs.features("val").index_b
                 rows += make_rows(self.name, inputs.name, what, results, index_b, neighbors=k)
         return rows
 
@@ -100,6 +101,22 @@ def check_config(config: Any) -> None:
         raise UserError(f"config.knn.temperature={config.knn.temperature} must be positive")
     if config.knn.draws < 1:
         raise UserError(f"config.knn.draws={config.knn.draws} must be at least 1")
+
+
+def count_neighbors(
+    neighbors: Sequence[int], labels: Mapping[str, np.ndarray], tasks: Sequence[str]
+) -> list[tuple[int, str]]:
+    """Returns pairs (number of neighbors, task) without repetitions.
+
+    Numbers above the number of training videos with a label of the task are reduced to it.
+
+    Args:
+      neighbors: numbers of neighbors.
+      labels: int labels [b] of the training videos by task; negative for none.
+      tasks: names of the tasks.
+    """
+    videos = {task: int((labels[task] >= 0).sum()) for task in tasks}
+    return list(dict.fromkeys((min(k, videos[task]), task) for k in neighbors for task in tasks))
 
 
 def _features_by_pooling(inputs: EvalInputs, config: Any):
@@ -182,7 +199,8 @@ def classify_few_shot(
     return dataclasses.replace(
         results[-1],
         top1=float(correct_b.mean()),
-        standard_error=float(np.linalg.norm(errors)),
+        # The variance over the held-out videos is unknown if there is only one.
+        standard_error=float(np.linalg.norm(errors)) if len(correct_b) > 1 else None,
         train_top1=float(np.mean([result.train_top1 for result in results])),
         correct_b=correct_b,
         predicted_b=None,

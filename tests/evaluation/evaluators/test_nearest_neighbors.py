@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.evaluators import nearest_neighbors
+from invnext_jax.evaluation.evaluators import classification, evaluator, nearest_neighbors
 from invnext_jax.evaluation.nearest_neighbors import l2_normalize
 
 
@@ -46,6 +46,27 @@ def test_more_neighbors_than_videos_are_all_videos():
         train_x[:30], train_y[:30], val_x, val_y, k=30, temperature=0.07
     )
     assert few.top1 == all_of_them.top1
+
+
+def test_numbers_of_neighbors_are_those_that_are_used():
+    labels = {"shape": np.arange(48) % 2, "color": np.array([0, 1, -1] * 4)}
+    found = nearest_neighbors.count_neighbors((10, 100, 200), labels, ("shape", "color"))
+    assert found == [(10, "shape"), (8, "color"), (48, "shape")]
+
+
+def test_few_shot_has_no_standard_error_for_one_held_out_video():
+    train_x, train_y, val_x, val_y = make_data(2.0)
+    options = {"shots": 2, "draws": 3, "k": 10, "temperature": 0.07, "seed": 0}
+    data = train_x, train_y, val_x[:1], val_y[:1]
+    result = nearest_neighbors.classify_few_shot(*data, **options)
+    assert result.standard_error is None
+    (row,) = classification.make_rows("few_shot", "e", "x", {"t": result}, np.arange(1))
+    assert row.to_json()["standard_error"] is None
+
+
+def test_standard_errors_that_are_not_finite_are_unknown():
+    row = evaluator.Row("e", "encoder", "x", "t", "top1", 0.5, float("nan"), 1)
+    assert row.to_json()["standard_error"] is None
 
 
 def test_each_draw_has_the_given_number_of_videos_of_each_class():

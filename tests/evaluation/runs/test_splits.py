@@ -18,6 +18,7 @@ from invnext_jax.evaluation.evaluators import (
     linear_probe,
     supervised,
 )
+from invnext_jax.evaluation.feature_store import extraction
 from invnext_jax.models import encoder as encoder_model
 
 
@@ -85,6 +86,20 @@ def test_a_joined_manifest_may_lack_labels_but_not_all(folder, tmp_path):
     config.update(val_manifest=f"{tmp_path}/none.csv", train_manifest=f"{tmp_path}/none.csv")
     with pytest.raises(UserError, match="label_size has no labeled video in the training"):
         split_checks.choose_tasks(config)
+
+
+def test_a_single_class_is_refused_before_features_are_extracted(folder, tmp_path, monkeypatch):
+    lines = (folder / "world" / "train.csv").read_text().splitlines()
+    rows = ["path,source,label_x", *(f"{line.split(',')[0]},world,3" for line in lines[1:])]
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
+    rows[-1] = rows[-1][:-1] + "4"
+    (tmp_path / "val.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.setattr(extraction, "run_extractor", None)
+    manifests = {f"{split}_manifest": str(tmp_path / f"{split}.csv") for split in ("train", "val")}
+    config = get_config(folder, **manifests, evaluators=("knn",), controls=False)
+    with pytest.raises(UserError, match="label_x has only one class in the training manifest"):
+        evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    assert split_checks.choose_tasks(config, needs_labels=False) == ("x",)
 
 
 def test_evaluators_without_labels_need_none_in_the_training_manifest(folder, tmp_path):
