@@ -18,7 +18,7 @@ import jax
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.sweeps import cluster_commands, commands
+from invnext_jax.sweeps import cluster_commands, commands, flag_checks
 from invnext_jax.sweeps.executors.slurm import SlurmExecutor
 from invnext_jax.sweeps.executors.slurm_script import SlurmOptions
 from invnext_jax.sweeps.manifests.options import ClusterOptions
@@ -47,18 +47,28 @@ _EXECUTOR = flags.DEFINE_enum(
     ["local", "slurm", "skypilot", "jobset"],
     "Where the jobs run. For skypilot and jobset (Kubernetes), files are written to --out.",
 )
-_MAX_JOBS = flags.DEFINE_integer("max_jobs", 0, "Maximum number of jobs at a time. 0: no limit.")
+_MAX_JOBS = flags.DEFINE_integer(
+    "max_jobs", 0, "Maximum number of jobs at a time. 0: no limit.", lower_bound=0
+)
 _DEVICES = flags.DEFINE_integer(
     "devices_per_job",
     0,
     "GPUs of each job, or accelerators of each of its hosts. 0: one, if this machine has GPUs; on "
     "clusters, none.",
+    lower_bound=0,
 )
 _CORES = flags.DEFINE_integer(
-    "cores_per_job", 0, "CPU cores of each host of a job. 0: one, or the share of its GPUs."
+    "cores_per_job",
+    0,
+    "CPU cores of each host of a job. 0: one, or the share of its GPUs.",
+    lower_bound=0,
 )
-_HOSTS = flags.DEFINE_integer("hosts_per_job", 1, "Machines of each job, on clusters.")
-_RETRIES = flags.DEFINE_integer("retries", 1, "Times that a failed job is started again.")
+_HOSTS = flags.DEFINE_integer(
+    "hosts_per_job", 1, "Machines of each job, on clusters.", lower_bound=1
+)
+_RETRIES = flags.DEFINE_integer(
+    "retries", 1, "Times that a failed job is started again.", lower_bound=0
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the jobs and their predicted cost on --device, and exit."
 )
@@ -133,6 +143,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs a sweep, or one of the other commands."""
     del argv
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the jobs
+    flag_checks.check_flags(_list_given(), _EXECUTOR.value)
     folder = SweepFolder(_WORKDIR.value)
     if _STATUS.value:
         print(commands.show_status(folder))
@@ -150,6 +161,13 @@ def main(argv: Sequence[str]) -> None:
         options = RunOptions(retries=_RETRIES.value)
         if not commands.run_sweep(folder, _read_request(), _make_executor, options, _RETRY.value):
             sys.exit(1)
+
+
+def _list_given() -> list[str]:
+    """Returns the names of the flags of this file that the command line sets."""
+    module = flags.FLAGS.find_module_defining_flag("workdir")
+    found = flags.FLAGS.flags_by_module_dict()[module]
+    return [flag.name for flag in found if flag.present and flag.value is not False]
 
 
 def _read_request(*, required: bool = False) -> commands.Request | None:

@@ -19,7 +19,10 @@ from invnext_jax.watching import watch
 
 _PORT = flags.DEFINE_integer("port", 8008, "The port on 127.0.0.1. 0: a free one.")
 _CLIPS = flags.DEFINE_integer(
-    "clips", 2, "Number of clips that are drawn for each new checkpoint, on the CPU. 0: none."
+    "clips",
+    2,
+    "Number of clips that are drawn for each new checkpoint, on the CPU. 0: none.",
+    lower_bound=0,
 )
 
 

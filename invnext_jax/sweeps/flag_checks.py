@@ -1,0 +1,70 @@
+"""Checks which flags of `launch/sweep.py` have an effect together."""
+
+from collections.abc import Sequence
+
+from invnext_jax.errors import UserError
+
+# Flags that replace the run of the sweep by another command, and the flags that the command reads.
+# A name that ends in a dot stands for all flags that start with it. A dry run reads all flags of a
+# run, so that --dry_run can be added to a command.
+_ACTIONS = {
+    "status": (),
+    "report": ("baseline",),
+    "cancel": ("executor", "slurm."),
+    "collect": (),
+    "dry_run": None,
+}
+_OF_SLURM = ("slurm.",)
+_OF_FILES = ("out", "cluster.")
+_OF_SYSTEM = {
+    "cluster.image": "jobset",
+    "cluster.node_selector": "jobset",
+    "cluster.infra": "skypilot",
+}
+_WRITES_FILES = ("skypilot", "jobset")  # values of --executor
+
+
+def check_flags(given: Sequence[str], executor: str) -> None:
+    """Checks that all flags of a command line have an effect.
+
+    Args:
+      given: names of the flags, without switches that are False.
+      executor: value of --executor.
+
+    Raises:
+      UserError: a flag has no effect, or two commands are chosen.
+    """
+    actions = [name for name in (*_ACTIONS, "retry_failed") if name in given]
+    if len(actions) > 1:
+        raise UserError(
+            f"--{actions[0]} and --{actions[1]} are different commands: choose one of them"
+        )
+    for name in given:
+        if reason := _unused_reason(name, (*actions, "")[0], executor):
+            raise UserError(f"--{name} has no effect {reason}")
+
+
+def _unused_reason(name: str, action: str, executor: str) -> str:
+    """Returns why a flag has no effect, as the end of a sentence; "" if it has an effect."""
+    if name == "workdir" or (name == action and name in _ACTIONS):
+        return ""
+    if name == "baseline" and action != "report":
+        return "without --report: add it"
+    read = _ACTIONS.get(action)
+    if read is not None:
+        return "" if _is_in(name, read) else f"with --{action}: remove one of them"
+    if _is_in(name, _OF_SLURM) and executor != "slurm":
+        return f"with --executor={executor}: set --executor=slurm"
+    if _is_in(name, _OF_FILES) and executor not in _WRITES_FILES:
+        return f"with --executor={executor}: set --executor=skypilot or --executor=jobset"
+    if executor != _OF_SYSTEM.get(name, executor):
+        return f"with --executor={executor}: it is for --executor={_OF_SYSTEM[name]}"
+    if name in ("max_jobs", "retry_failed") and executor in _WRITES_FILES:
+        return f"with --executor={executor}, whose jobs are started by another tool: remove it"
+    if name == "device" and executor == "local" and action != "dry_run":
+        return "for jobs on this machine, whose GPUs are found: add --dry_run, or remove it"
+    return ""
+
+
+def _is_in(name: str, names: Sequence[str]) -> bool:
+    return any(name == one or (one.endswith(".") and name.startswith(one)) for one in names)
