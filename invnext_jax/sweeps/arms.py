@@ -79,6 +79,8 @@ class Column:
       task: see `Row`.
       evaluator: see `Row`.
       input: see `Row`.
+      optional: whether sweeps without the step do not have the column. For columns that several
+        sweep files share; otherwise, an unknown step is an error.
     """
 
     step: str
@@ -86,6 +88,7 @@ class Column:
     task: str = ""
     evaluator: str = ""
     input: str = ""
+    optional: bool = False
 
 
 def chain(**steps: str | Step) -> Chain:

@@ -74,7 +74,7 @@ class ExpandedSweep:
             "source": self.source,
             "folder": str(folder),
             "arms": [dataclasses.asdict(arm) for arm in self.arms],
-            "columns": {title: dataclasses.asdict(c) for title, c in self.columns.items()},
+            "columns": {title: _column_to_json(c) for title, c in self.columns.items()},
             "jobs": [_job_to_json(planned) for planned in self.jobs.values()],
         }
 
@@ -94,9 +94,9 @@ class ExpandedSweep:
                 raise ValueError(f"the job {name!r} is repeated, or precedes its dependencies")
             jobs[name] = planned
         arms = tuple(_arm_from_json(arm, jobs) for arm in tree["arms"])
+        for column in tree["columns"].values():
+            _check_texts(column.values() if isinstance(column, dict) else [None])
         columns = {title: Column(**column) for title, column in tree["columns"].items()}
-        for column in columns.values():
-            _check_texts(dataclasses.astuple(column))
         return cls(tree["source"], arms, columns, jobs)
 
 
@@ -109,6 +109,12 @@ def join_names(names: Sequence[str], most: int = 3) -> str:
 def _paths(folder: Path, name: str) -> dict[str, Path]:
     """Returns the workdir and the log of a job."""
     return {"workdir": folder / "runs" / name, "log": folder / "logs" / f"{name}.log"}
+
+
+def _column_to_json(column: Column) -> dict[str, str]:
+    fields = dataclasses.asdict(column)
+    del fields["optional"]  # the column exists
+    return fields
 
 
 def _job_to_json(planned: PlannedJob) -> dict[str, Any]:
@@ -169,7 +175,8 @@ def expand(
       The expanded sweep, and the config of each job by name.
 
     Raises:
-      UserError: an option is invalid or has no effect, or an evaluation has no encoder.
+      UserError: an option is invalid or has no effect, an evaluation has no encoder, or a column
+        has an unknown step.
     """
     identity.digest_videos.cache_clear()  # videos may have been replaced since an earlier call
     jobs: dict[str, PlannedJob] = {}
@@ -181,9 +188,24 @@ def expand(
             PlannedArm(arm.name, arm.group, arm.seed, arm.is_baseline, dict(arm.reference), used)
         )
     _check_settings(settings, configs)
-    steps = {step for arm in arms for step in arm.jobs}
-    columns = {title: c for title, c in sweep.columns.items() if c.step in steps}
-    return ExpandedSweep(sweep.source, tuple(arms), columns, jobs), configs
+    return ExpandedSweep(sweep.source, tuple(arms), _find_columns(sweep, arms), jobs), configs
+
+
+def _find_columns(sweep: Sweep, arms: Iterable[PlannedArm]) -> dict[str, Column]:
+    """Returns the columns of the steps of a sweep.
+
+    Raises:
+      UserError: a column that is not optional has an unknown step.
+    """
+    steps = dict.fromkeys(step for arm in arms for step in arm.jobs)
+    for title, column in sweep.columns.items():
+        if column.step not in steps and not column.optional:
+            raise UserError(
+                f"the column {title!r} of {sweep.source} has the step {column.step!r}, which is "
+                f"not one of {', '.join(steps)}: correct it, or set optional=True if other sweeps "
+                "of the file have this step"
+            )
+    return {title: c for title, c in sweep.columns.items() if c.step in steps}
 
 
 def _expand_arm(
@@ -206,7 +228,7 @@ def _expand_arm(
             )
         name = f"{config.label}-{identity.hash_step(config, start)[:HASH_DIGITS]}"
         if name not in jobs:
-            jobs[name] = _make_job(name, config, folder, start)
+            jobs[name] = _make_job(name, config, folder, start, configs.get(start))
             configs[name] = config
         used[step.name] = name
         if config.kind is Kind.TRAIN:
@@ -214,10 +236,12 @@ def _expand_arm(
     return used
 
 
-def _make_job(name: str, config: StepConfig, folder: Path, source: str) -> PlannedJob:
+def _make_job(
+    name: str, config: StepConfig, folder: Path, source: str, training: StepConfig | None
+) -> PlannedJob:
     workdir = _paths(folder, name)["workdir"]
     start = workdir.with_name(source) if source else None
-    config.check(str(start or config.own_source))
+    config.check(str(start or config.own_source), training)
     job = Job(
         name=name,
         command=config.command(workdir, start),

@@ -22,6 +22,7 @@ from invnext_jax.evaluation import unused_options
 from invnext_jax.evaluation.evaluators import registry as evaluator_registry
 from invnext_jax.planning import plan
 from invnext_jax.stages import registry
+from invnext_jax.sweeps import evaluation_checks
 from invnext_jax.sweeps.arms import Step
 from invnext_jax.training import recipe as recipe_lib
 
@@ -140,11 +141,12 @@ class StepConfig:
         flags += [f"--config.{name}={_write(value)}" for name, value in self.overrides.items()]
         return (sys.executable, SCRIPTS[self.kind], *flags)
 
-    def check(self, source: str) -> None:
+    def check(self, source: str, training: "StepConfig | None" = None) -> None:
         """Runs the checks of the step's script that do not read the source.
 
         Args:
           source: path of the run or encoder that the step starts from; "" for none.
+          training: the training of the sweep that it starts from; None for none.
 
         Raises:
           UserError: an option is invalid or has no effect.
@@ -154,9 +156,11 @@ class StepConfig:
         if self.kind is Kind.TRAIN:
             plan.check_config(config, self.training_videos(), tuple(self.overrides))
             return
-        evaluators = evaluator_registry.find_evaluators(config.evaluators)
-        unused = unused_options.find_unused(config, evaluators)
-        config_checks.check_overrides(config, self.overrides, unused)
+        frames = training.config.encoder.frames if training else 0
+        evaluation_checks.check_options(config, self.overrides, frames)
+        manifests = self.manifests()
+        if all(map(manifests_exist, manifests.values())):
+            evaluation_checks.check_manifests(config, manifests)
 
 
 def manifests_exist(names: str) -> bool:

@@ -4,11 +4,12 @@ import dataclasses
 import importlib.util
 import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from invnext_jax.errors import UserError
-from invnext_jax.sweeps.arms import Arm, Column, make_arm, with_seeds
+from invnext_jax.sweeps.arms import Arm, Chain, Column, Step, make_arm, with_seeds
 
 PREFIX = "sweep"
 
@@ -38,7 +39,8 @@ def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
         configs.
 
     Raises:
-      UserError: the file or the function does not exist, or two arms have the same name and seed.
+      UserError: the file or the function does not exist, what the function returns are not arms, or
+        two arms have the same name and seed.
     """
     path, _, rest = source.partition(":")
     if not Path(path).is_file():
@@ -51,14 +53,45 @@ def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
         raise UserError(
             f"{source} has arguments that {function.__name__} does not accept ({error}): see {path}"
         ) from error
-    steps = getattr(module, "CHAIN", ())
+    steps, columns = getattr(module, "CHAIN", ()), getattr(module, "COLUMNS", {})
+    _check_types(path, steps, columns)
     try:
-        arms = [a if isinstance(a, Arm) else make_arm(steps, a) for a in function(*arguments)]
+        arms = [_as_arm(source, steps, found) for found in _call(source, function, arguments)]
     except ValueError as error:  # an unknown variant
         raise UserError(f"{source}: {error}") from error
     arms = with_seeds(arms, seeds) if seeds else arms
     _check_arms(source, arms)
-    return Sweep(source, tuple(arms), dict(getattr(module, "COLUMNS", {})))
+    return Sweep(source, tuple(arms), dict(columns))
+
+
+def _check_types(path: str, steps: Any, columns: Any) -> None:
+    if not isinstance(steps, Sequence) or not all(isinstance(step, Step) for step in steps):
+        raise UserError(f"CHAIN in {path} is not a chain of steps: make it with `chain`")
+    if not isinstance(columns, Mapping) or not all(
+        isinstance(column, Column) for column in columns.values()
+    ):
+        raise UserError(f"COLUMNS in {path} must be a dict from titles to `Column`")
+
+
+def _call(source: str, function: types.FunctionType, arguments: Sequence[str]) -> Iterable[Any]:
+    found = function(*arguments)
+    if isinstance(found, str | Mapping) or not isinstance(found, Iterable):
+        raise UserError(
+            f"{function.__name__} of {source} returns {type(found).__name__} instead of arms: "
+            "let it yield them, or return a list"
+        )
+    return found
+
+
+def _as_arm(source: str, steps: Chain, found: Any) -> Arm:
+    if isinstance(found, Arm):
+        return found
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"{source} yields {found!r}, which is not an arm: yield a dict of overrides or "
+            "`make_arm(...)`"
+        )
+    return make_arm(steps, found)
 
 
 def _import_file(path: str) -> types.ModuleType:

@@ -15,7 +15,7 @@ from invnext_jax.data.manifest import read_manifest
 from invnext_jax.data.train_dataset import Mixture
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import identity
-from invnext_jax.sweeps.arms import Arm, Step, chain
+from invnext_jax.sweeps.arms import Arm, Column, Step, chain
 from invnext_jax.sweeps.commands import parse_settings
 from invnext_jax.sweeps.expansion import ExpandedSweep, expand
 from invnext_jax.sweeps.step_config import load_step
@@ -248,6 +248,20 @@ def test_invalid_settings_are_user_errors(tmp_path, settings, sentence):
 def test_invalid_steps_are_user_errors(tmp_path, steps, sentence):
     with pytest.raises(UserError, match=sentence):
         expand_arms(tmp_path, Arm("a", steps))
+
+
+def test_a_column_with_an_unknown_step_is_a_user_error(tmp_path):
+    columns = {"loss": Column("stage1", "loss"), "top-1": Column("prob1", "top1")}
+    sweep = Sweep("mine.py", (Arm("a", make_chain()),), columns)
+    sentence = "column 'top-1' of mine.py has the step 'prob1', which is not one of stage1, probe1,"
+    with pytest.raises(UserError, match=sentence):
+        expand(sweep, tmp_path)
+    optional = dataclasses.replace(columns["top-1"], optional=True)
+    sweep = dataclasses.replace(sweep, columns=columns | {"top-1": optional})
+    expanded, _ = expand(sweep, tmp_path)
+    assert list(expanded.columns) == ["loss"]
+    tree = json.loads(json.dumps(expanded.to_json(tmp_path)))
+    assert ExpandedSweep.from_json(tree, tmp_path).columns == expanded.columns
 
 
 def test_a_chain_may_start_from_weights(tmp_path):

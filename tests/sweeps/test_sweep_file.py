@@ -27,6 +27,15 @@ def sweep_nothing():
 def sweep_no_steps():
     yield Arm("a", ())
 
+def sweep_forgets_to_yield():
+    grid({"stage1.batch_size": (1, 2)})
+
+def sweep_returns_a_dict():
+    return {"stage1.batch_size": 1}
+
+def sweep_yields_text():
+    yield "stage1.batch_size=1"
+
 def sweep_refuses():
     raise ValueError("choose better")
     yield
@@ -66,6 +75,9 @@ def test_seeds_of_the_command_line_repeat_arms(path):
         ("nothing", "has no arms"),
         ("no_steps", "has no steps: define CHAIN"),
         ("refuses", "choose better"),
+        ("forgets_to_yield", "sweep_forgets_to_yield of .* returns NoneType instead of arms"),
+        ("returns_a_dict", "returns dict instead of arms: let it yield them, or return a list"),
+        ("yields_text", "yields 'stage1.batch_size=1', which is not an arm"),
         ("big,bigger", "arguments that sweep does not accept"),
     ],
 )
@@ -79,3 +91,18 @@ def test_unknown_files_and_sweeps_are_user_errors(tmp_path):
         load_sweep(str(tmp_path / "missing.py"))
     with pytest.raises(UserError, match=r"choose one of these: .*paper.py:table1a"):
         load_sweep("configs/sweeps/paper.py:table9")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('CHAIN = {"stage1": "configs/stage1.py:tiny"}', "CHAIN in .* is not a chain of steps"),
+        ('COLUMNS = {"loss": "stage1"}', "COLUMNS in .* must be a dict from titles to `Column`"),
+        ("COLUMNS = [Column('stage1')]", "COLUMNS in .* must be a dict"),
+    ],
+)
+def test_chains_and_columns_of_wrong_types_are_user_errors(path, line, sentence):
+    with open(path, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=sentence):
+        load_sweep(path)
