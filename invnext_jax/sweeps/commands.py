@@ -14,7 +14,7 @@ from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import read_machine
 from invnext_jax.sweeps.expansion import ExpandedSweep, expand
 from invnext_jax.sweeps.job import Executor, Resources
-from invnext_jax.sweeps.resources import add_resources, read_local_resources
+from invnext_jax.sweeps.resources import add_resources, check_host_memory, read_local_resources
 from invnext_jax.sweeps.runner import Runner, RunOptions, retry_failed
 from invnext_jax.sweeps.step_config import SCRIPTS, Setting, StepConfig
 from invnext_jax.sweeps.sweep_file import load_sweep
@@ -204,7 +204,8 @@ def predict(folder: Path, request: Request, device: str) -> str:
       A table for the terminal.
 
     Raises:
-      UserError: a job does not fit in the memory of its devices. The table is printed before.
+      UserError: a job does not fit in the memory of its devices, or of this machine if no device
+        is chosen. The table is printed before.
     """
     sweep, configs = expand_request(request, folder)
     devices = request.hosts_per_job * max(1, request.devices_per_job)
@@ -215,6 +216,8 @@ def predict(folder: Path, request: Request, device: str) -> str:
         table += f"\nnot found here: {', '.join(missing)}"
     try:
         cost.check_fit(configs, costs, device)
+        if not (request.on_cluster or request.device or find_resources(request).devices):
+            check_host_memory(costs)
     except UserError:
         print(table)
         raise

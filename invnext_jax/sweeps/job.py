@@ -115,6 +115,10 @@ def check_system(job: Job, handle: Handle | None, system: str) -> None:
         )
 
 
+class JobTooLargeError(UserError):
+    """A job can never run on the system of an executor. Other jobs of the sweep may."""
+
+
 class Executor(Protocol):
     """A system that runs jobs. None of the methods waits for a job.
 
@@ -132,7 +136,8 @@ class Executor(Protocol):
         """Starts or queues a job, and returns its handle.
 
         Raises:
-          UserError: the system rejects the job, or the job can never fit.
+          JobTooLargeError: the job needs more memory than the system has.
+          UserError: the system rejects the job for a reason that may hold for all jobs.
         """
 
     def poll(self, job: Job, handle: Handle | None) -> Poll:

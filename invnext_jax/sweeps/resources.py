@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from invnext_jax.errors import UserError
 from invnext_jax.sweeps import cost
 from invnext_jax.sweeps.executors.machine import read_machine
 from invnext_jax.sweeps.expansion import ExpandedSweep
@@ -51,9 +52,32 @@ def add_resources(
     for name, planned in sweep.jobs.items():
         resources = dataclasses.replace(
             base,
-            memory=_PROCESS_BYTES + (0 if base.devices else costs[name].peak_bytes),
+            memory=_host_bytes(costs[name], base.devices),
             hours=costs[name].hours if base.device else 0.0,
         )
         job = dataclasses.replace(planned.job, resources=resources)
         jobs[name] = dataclasses.replace(planned, job=job)
     return dataclasses.replace(sweep, jobs=jobs)
+
+
+def _host_bytes(cost_: cost.Cost, devices: int) -> float:
+    """Returns the host memory of a job. Without accelerators, it holds the arrays of the step."""
+    return _PROCESS_BYTES + (0 if devices else cost_.peak_bytes)
+
+
+def check_host_memory(costs: Mapping[str, cost.Cost]) -> None:
+    """Checks that all jobs fit in the memory of this machine if they run on its CPU cores.
+
+    Raises:
+      UserError: some do not.
+    """
+    machine = read_machine()
+    needed = {name: _host_bytes(found, devices=0) for name, found in costs.items()}
+    large = [name for name in needed if machine.describe_excess(name, needed[name])]
+    if large:
+        most = max(large, key=needed.__getitem__)
+        raise UserError(
+            f"{len(large)} of {len(costs)} jobs do not fit on this machine, which has no GPU: "
+            f"{machine.describe_excess(most, needed[most])}; reduce the batch size or increase "
+            "accumulate with --set, or set --device for the cost on another machine"
+        )

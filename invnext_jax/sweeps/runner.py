@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import outcome as outcome_lib
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob, join_names
-from invnext_jax.sweeps.job import Executor, Phase, Poll
+from invnext_jax.sweeps.job import Executor, JobTooLargeError, Phase, Poll
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder, now
 
 # Exit codes of `errors.exit_on_user_error`. The result of such a job does not change if it is
@@ -66,6 +66,11 @@ class Runner:
           UserError: the executor refuses a job. All running jobs are stopped first.
         """
         self.restore_states()
+        if active := [planned.job.name for planned in self._active_jobs()]:
+            self._log(
+                f"{len(active)} job(s) of an earlier command have not ended, and are continued "
+                f"without a new start: {join_names(active)}"
+            )
         try:
             while not self._is_done():
                 if self._should_stop() or self._folder.stop_requested():
@@ -163,6 +168,11 @@ class Runner:
             self._write(name, state)
             try:
                 handle = self._executor.submit(planned.job)
+            except JobTooLargeError as error:
+                state = dataclasses.replace(state, status=Status.FAILED, reason=str(error))
+                self._write(name, state)
+                self._report(planned, f"failed: {error}")
+                continue
             except UserError:
                 self._write(name, dataclasses.replace(state, status=Status.WAITING))
                 raise

@@ -52,9 +52,13 @@ def describe_state(planned: PlannedJob, state: JobState, *, is_blocked: bool) ->
     text = state.status.value
     if state.failures:
         text += f", attempt {state.failures + 1} after {state.reason}"
-    if state.status in (Status.RUNNING, Status.STOPPED) and planned.kind is Kind.TRAIN:
-        step = outcome.read_last_record(planned.job.workdir).get("step", 0)
-        text += f", step {step:,} of {planned.total_steps:,}"
+    if planned.kind is Kind.TRAIN:
+        of_total = f"of {planned.total_steps:,}"
+        if state.status is Status.RUNNING:
+            step = outcome.read_last_record(planned.job.workdir).get("step", 0)
+            text += f", last logged step {step:,} {of_total}"
+        elif state.status is Status.STOPPED:
+            text += f", continues from step {outcome.read_saved_step(planned):,} {of_total}"
     return text
 
 

@@ -18,12 +18,14 @@ import datetime
 import enum
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from invnext_jax import atomic_file, file_lock, json_file
-from invnext_jax.errors import UserError
+from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.job import Handle
 
@@ -74,6 +76,23 @@ def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+def _parse_state(tree: Mapping[str, Any]) -> JobState:
+    """Returns the state that a file describes.
+
+    Raises:
+      KeyError, TypeError, ValueError: a field or the status is unknown, or has a wrong type.
+    """
+    state = JobState(**{**tree, "status": Status(tree["status"])})
+    texts, numbers = (state.reason, state.started, state.ended), (state.failures, state.saved_step)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text has a wrong type")
+    if not all(type(number) is int for number in numbers):
+        raise TypeError("a number has a wrong type")
+    if not isinstance(state.handle, dict | None):
+        raise TypeError("the handle has a wrong type")
+    return state
+
+
 class SweepFolder:
     """The folder of a sweep.
 
@@ -85,6 +104,7 @@ class SweepFolder:
         self.path = Path(path).absolute()
         self._sweep, self._stop = self.path / "sweep.json", self.path / "stop.request"
         self._lock = self.path / "sweep.lock"
+        self._warned: set[Path] = set()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -139,17 +159,24 @@ class SweepFolder:
         return self.path / "states" / f"{name}.json"
 
     def read_state(self, name: str) -> JobState:
-        """Reads the state of a job. A damaged file counts as a job that has not started."""
+        """Reads the state of a job.
+
+        A file that is damaged or of another version is reported in the log, and counts as a job
+        that has not started. The command of the sweep then reads the state from the workdir.
+        """
         path = self._state_path(name)
         if not path.is_file():
             return JobState()
         try:
-            tree = json_file.read_object(path)
-            state = JobState(**{**tree, "status": Status(tree["status"])})
-            texts = state.reason, state.started, state.ended
-            is_valid = type(state.failures) is int and all(isinstance(x, str) for x in texts)
-            return state if is_valid and isinstance(state.handle, dict | None) else JobState()
-        except (UserError, KeyError, TypeError, ValueError):
+            return _parse_state(json_file.read_object(path))
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            if path not in self._warned:
+                self._warned.add(path)
+                logging.warning(
+                    "%s is damaged or of another version (%s): the job counts as waiting until the "
+                    "command of the sweep reads its state from its workdir",
+                    *(path, summarize_error(error)),
+                )
             return JobState()
 
     def read_states(self, sweep: ExpandedSweep) -> dict[str, JobState]:

@@ -13,7 +13,7 @@ from fake_sweeps import FAKE
 
 from invnext_jax.errors import UserError
 from invnext_jax.planning import plan
-from invnext_jax.sweeps import cluster_commands, commands, step_config
+from invnext_jax.sweeps import cluster_commands, commands, resources, step_config
 from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import Machine
 from invnext_jax.sweeps.manifests.options import ClusterOptions
@@ -202,6 +202,19 @@ def test_dry_run_predicts_and_writes_nothing(folder, request_):
     text = commands.predict(folder.path, request_, "h100")
     assert "8 jobs: " in text and "device-hours at the roofline" in text
     assert text.count("stage1-") == 4 and not folder.path.exists()
+
+
+def test_dry_run_refuses_jobs_that_do_not_fit_on_this_machine(
+    folder, request_, monkeypatch, capsys
+):
+    small = Machine(cores=(0, 1), total_memory=1e9)  # less than the processes of a job
+    for module in (resources, commands):
+        monkeypatch.setattr(module, "read_machine", lambda: small)
+    with pytest.raises(UserError, match="8 of 8 jobs do not fit on this machine.* has 1.0 GB"):
+        commands.predict(folder.path, request_, "h100")
+    assert "device-hours at the roofline" in capsys.readouterr().out  # the table comes first
+    elsewhere = dataclasses.replace(request_, device="h100")
+    assert "8 jobs: " in commands.predict(folder.path, elsewhere, "h100")
 
 
 @pytest.mark.parametrize("text", ["a", "a.b", "a=3", ".=3"])

@@ -61,14 +61,23 @@ def test_cycles_and_wrong_types_are_user_errors(folder, change):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"failures": "1"}, {"reason": 1}, {"handle": []}, {"started": None}, {"other": 1}]
+    "fields",
+    [
+        *({"failures": "1"}, {"reason": 1}, {"handle": []}, {"started": None}, {"other": 1}),
+        *({"saved_step": "1"}, {"status": "paused"}),
+    ],
 )
-def test_states_with_wrong_types_count_as_jobs_that_have_not_started(folder, sweep, fields):
+def test_unreadable_states_are_reported_and_count_as_waiting(folder, sweep, fields, caplog):
     for name in sweep.jobs:
         folder.write_state(name, JobState(Status.FAILED))
         path = folder.path / "states" / f"{name}.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     assert f"{len(sweep.jobs)} waiting" in commands.show_status(folder)
+    folder.read_states(sweep)
+    reports = [record.getMessage() for record in caplog.records]
+    assert len(reports) == len(sweep.jobs)  # once for each file
+    assert all("damaged or of another version" in text for text in reports)
+    assert all(any(f"{name}.json" in text for text in reports) for name in sweep.jobs)
 
 
 def test_named_pipes_in_place_of_files_do_not_block(folder, sweep):

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from absl import logging
+
 from invnext_jax import file_lock, sanitize
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.executors.machine import Machine
-from invnext_jax.sweeps.job import Handle, Job, Phase, Poll, check_system
+from invnext_jax.sweeps.job import Handle, Job, JobTooLargeError, Phase, Poll, check_system
 
 SYSTEM = "local"  # value of --executor
 LOCK_VARIABLE = "INVNEXT_SWEEP_LOCK"  # set in the environment of all processes of a job
@@ -56,9 +58,10 @@ class LocalExecutor:
     def has_room(self, job: Job) -> bool:
         """Returns whether enough cores, GPUs and memory are free for the job.
 
-        An idle machine always has room: `submit` rejects a job that is too large for it.
+        An idle machine always has room: `submit` rejects a job that is too large for it. Jobs that
+        need more memory than the machine has are rejected without waiting for others.
         """
-        if not self._slots:
+        if not self._slots or self._machine.describe_excess(job.name, job.resources.memory):
             return True
         if self._max_jobs and len(self._slots) >= self._max_jobs:
             return False
@@ -68,6 +71,7 @@ class LocalExecutor:
         """Starts the job.
 
         Raises:
+          JobTooLargeError: the machine has not enough memory.
           UserError: the machine has not enough GPUs or cores, or the log cannot be written.
         """
         self._check_size(job)
@@ -149,7 +153,12 @@ class LocalExecutor:
         return Slot(tuple(cores[:count]), tuple(gpus[: needed.devices]), needed.memory)
 
     def _idle_slot(self, job: Job) -> Slot:
-        """Returns the slot of a job that may need more memory than is available."""
+        """Returns the slot of a job that needs more memory than other programs leave available."""
+        logging.warning(
+            "the job %s needs %.1f GB of memory by the estimate, but %.1f GB are available: it may "
+            "be killed unless other programs end",
+            *(job.name, job.resources.memory / 1e9, self._machine.memory / 1e9),
+        )
         cores, gpus = self._machine.cores, self._machine.gpus
         count = max(1, job.resources.cores)
         return Slot(cores[:count], gpus[: job.resources.devices], self._machine.memory)
@@ -158,7 +167,8 @@ class LocalExecutor:
         """Checks that the job fits an idle machine.
 
         Raises:
-          UserError: the job needs more than the machine has.
+          JobTooLargeError: the job needs more memory than the machine has.
+          UserError: the jobs need more GPUs or cores than the machine has.
         """
         needed, machine = job.resources, self._machine
         for what, wanted, available in (
@@ -171,6 +181,11 @@ class LocalExecutor:
                     f"{available}: change --devices_per_job or --cores_per_job, or choose "
                     "another --executor"
                 )
+        if excess := machine.describe_excess("it", needed.memory):
+            raise JobTooLargeError(
+                f"{excess}: reduce the batch size or increase accumulate in the sweep file or "
+                "with --set, or choose another --executor"
+            )
 
 
 def _open_file(path: Path, mode: str) -> IO:

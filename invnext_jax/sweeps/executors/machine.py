@@ -21,13 +21,29 @@ class Machine:
       cores: numbers of the CPU cores.
       gpus: names of the GPUs, as in CUDA_VISIBLE_DEVICES.
       device: kind of the GPUs, a name in `devices.DEVICES`; "" if it is unknown.
-      memory: bytes of memory that jobs can use.
+      memory: bytes of memory that jobs can use now.
+      total_memory: bytes of memory of the machine or container, which other programs may also use.
     """
 
     cores: tuple[int, ...]
     gpus: tuple[str, ...] = ()
     device: str = ""
     memory: float = math.inf
+    total_memory: float = math.inf
+
+    def describe_excess(self, name: str, memory: float) -> str:
+        """Returns a clause that a job needs more memory than the machine has; "" if it does not.
+
+        Args:
+          name: the job.
+          memory: bytes of memory that it needs.
+        """
+        if memory <= self.total_memory:
+            return ""
+        return (
+            f"{name} needs {memory / 1e9:.1f} GB of memory by the estimate, and this machine has "
+            f"{self.total_memory / 1e9:.1f} GB"
+        )
 
 
 def read_machine(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Machine:
@@ -38,7 +54,9 @@ def read_machine(environment: Mapping[str, str] = os.environ, root: Path = Path(
       root: the root of the file system.
     """
     gpus = _read_gpus(environment, root)
-    return Machine(_read_cores(), gpus, _read_device(root) if gpus else "", _read_memory(root))
+    device = _read_device(root) if gpus else ""
+    memory, total = _read_memory(root, "MemAvailable"), _read_memory(root, "MemTotal")
+    return Machine(_read_cores(), gpus, device, _SHARE * memory, total)
 
 
 def _read_cores() -> tuple[int, ...]:
@@ -64,16 +82,16 @@ def _read_device(root: Path) -> str:
     return devices.find_name(models[0]) if models else ""
 
 
-def _read_memory(root: Path) -> float:
-    """Returns the usable bytes: the available memory, or the limit of the container if smaller."""
+def _read_memory(root: Path, field: str) -> float:
+    """Returns a field of /proc/meminfo in bytes, or the limit of the container if smaller."""
     limits = []
     try:
         text = (root / "proc/meminfo").read_text()
-        limits += [1024.0 * int(n) for n in re.findall(r"^MemAvailable:\s*(\d+) kB$", text, re.M)]
+        limits += [1024.0 * int(n) for n in re.findall(rf"^{field}:\s*(\d+) kB$", text, re.M)]
     except OSError:
         pass
     try:
         limits.append(float((root / "sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # ValueError: "max", which means no limit
         pass
-    return _SHARE * min(limits, default=math.inf)
+    return min(limits, default=math.inf)

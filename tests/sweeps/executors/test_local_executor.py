@@ -10,7 +10,7 @@ import pytest
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import Machine
-from invnext_jax.sweeps.job import Job, Phase, Resources
+from invnext_jax.sweeps.job import Job, JobTooLargeError, Phase, Resources
 
 # Writes the environment of the job, then waits until a file exists.
 SCRIPT = """
@@ -109,15 +109,20 @@ def test_jobs_have_different_cores(make_job):
 
 
 def test_memory_limits_the_number_of_jobs(make_job):
-    executor = LocalExecutor(Machine(cores=tuple(range(8)), memory=10e9))
+    executor = LocalExecutor(Machine(cores=tuple(range(8)), memory=10e9, total_memory=64e9))
     first, second = make_job("a", memory=6e9), make_job("b", memory=6e9)
     executor.submit(first)
     assert not executor.has_room(second)
     finish(executor, first)
     large = make_job("c", memory=60e9)
-    assert executor.has_room(large)  # alone: the estimate may be too high
+    assert executor.has_room(large)  # alone: other programs may end
     executor.submit(large)
     assert not executor.has_room(second)
+    too_large = make_job("d", memory=65e9)
+    assert executor.has_room(too_large)  # the refusal does not wait for other jobs
+    with pytest.raises(JobTooLargeError, match="needs 65.0 GB .* this machine has 64.0 GB: reduce"):
+        executor.submit(too_large)
+    assert not too_large.log.exists()
     finish(executor, large)
 
 

@@ -25,6 +25,7 @@ def test_gpus_of_a_machine_are_found(root):
     machine = read_machine({}, root)
     assert machine.gpus == ("0", "1", "2", "3") and machine.device == "h200"
     assert machine.memory == pytest.approx(0.9 * 500 * 1024)
+    assert machine.total_memory == 900 * 1024
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,8 @@ def test_limit_of_a_container_counts(root):
     folder = root / "sys/fs/cgroup"
     folder.mkdir(parents=True)
     (folder / "memory.max").write_text("1000\n")
-    assert read_machine({}, root).memory == 900.0
+    machine = read_machine({}, root)
+    assert machine.memory == 900.0 and machine.total_memory == 1000.0
     (folder / "memory.max").write_text("max\n")
     assert read_machine({}, root).memory == pytest.approx(0.9 * 500 * 1024)
 
