@@ -66,6 +66,34 @@ def find_copies(
     return dict(copies)
 
 
+def find_repeats(part: Manifest) -> dict[int, int]:
+    """Finds rows with the video and the times of an earlier row.
+
+    Videos are the same if their names or, for local files, their contents are equal. Records of
+    shards are compared by name only.
+
+    Returns:
+      A dict from rows to earlier rows with the same video.
+    """
+    times = [tuple(map(str, pair)) for pair in zip(part.start, part.end, strict=True)]
+    found = _match_earlier(enumerate(name_rows(part)), times)
+    files = [r for r in range(len(part)) if part.record[r] == manifest_lib.NO_RECORD]
+    sizes = _sizes(part, files, math.inf)
+    counts = collections.Counter(sizes.values())
+    digests = _digests(part, [row for row, size in sizes.items() if counts[size] > 1], math.inf)
+    return _match_earlier(digests.items(), times) | found
+
+
+def _match_earlier(keys: Iterable[tuple[int, Any]], times: Sequence[Any]) -> dict[int, int]:
+    """Maps rows to the first row with the same key and times."""
+    first, found = {}, {}
+    for row, key in keys:
+        earlier = first.setdefault((key, times[row]), row)
+        if earlier != row:
+            found[row] = earlier
+    return found
+
+
 def _match_contents(
     train: Manifest,
     val: Manifest,

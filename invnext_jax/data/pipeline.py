@@ -139,6 +139,7 @@ class EvalDataset:
       manifest: The manifest.
       bad_videos: Tracker of good and bad videos in the current pass.
       storage: Counter of failed reads.
+      bad_rows: Rows of bad videos in all passes.
     """
 
     def __init__(  # noqa: PLR0913, one caller, which passes keywords
@@ -153,9 +154,11 @@ class EvalDataset:
         views: int = 1,
         rows: Sequence[int] | None = None,
         block: int | None = None,
+        bad_rows: set[int] | None = None,
     ):
         self.manifest = manifest
         self.bad_videos, self.storage = BadVideoTracker(), StorageMonitor()
+        self.bad_rows = set() if bad_rows is None else bad_rows
         self._rows = range(len(manifest)) if rows is None else rows
         self._positions, self._block = CROP_POSITIONS[views], block or max(1, len(manifest))
         self._load, self._batch_size = load, batch_size
@@ -168,7 +171,7 @@ class EvalDataset:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         self.bad_videos = BadVideoTracker()
         self.bad_videos.expect_videos(len(self.manifest))
-        clips = filter(self._count, self._load_all())
+        clips = (clip for row, clip in self._load_all() if self._count(row, clip))
         for _, block in itertools.groupby(clips, lambda clip: clip["index"][0] // self._block):
             while rows := list(itertools.islice(block, self._batch_size)):
                 batch = {name: np.concatenate([clip[name] for clip in rows]) for name in rows[0]}
@@ -176,9 +179,10 @@ class EvalDataset:
         if not self.bad_videos.delivered and len(self._rows) == len(self.manifest):
             raise self.bad_videos.no_good_video_error()
 
-    def _count(self, clip: dict[str, Any] | BadClip) -> bool:
-        """Counts a clip and returns whether it is good."""
+    def _count(self, row: int, clip: dict[str, Any] | BadClip) -> bool:
+        """Counts the clip of a row and returns whether it is good."""
         if isinstance(clip, BadClip):
+            self.bad_rows.add(row)
             self.bad_videos.count_bad(clip)
             return False
         self.bad_videos.count_good()
@@ -186,7 +190,7 @@ class EvalDataset:
             self.bad_videos.count_short(self.manifest[int(clip["index"][0])].name, missing)
         return True
 
-    def _load_all(self) -> Iterator[dict[str, Any] | BadClip]:
+    def _load_all(self) -> Iterator[tuple[int, dict[str, Any] | BadClip]]:
         pool = open_pool(
             self._load_row,
             self._load,
@@ -196,8 +200,8 @@ class EvalDataset:
             protocols=protocols_of(self.manifest),
         )
         try:
-            for _ in self._rows:
-                yield pool.next_result()
+            for row in self._rows:
+                yield int(row), pool.next_result()
         finally:
             pool.close()
 
@@ -221,6 +225,7 @@ def make_eval_dataset(
     views: int = 1,
     rows: Sequence[int] | None = None,
     block: int | None = None,
+    bad_rows: set[int] | None = None,
     load: Callable | None = None,
 ) -> EvalDataset:
     """Makes the evaluation dataset, in manifest order and without augmentation.
@@ -234,6 +239,7 @@ def make_eval_dataset(
       views: Consecutive clips per video: 1 for the center crop, 3 also for both ends.
       rows: Rows of the manifest to read, ascending. None for all.
       block: Number of rows of the manifest after which a batch ends; None for all.
+      bad_rows: Set to which the rows of bad videos are added; None for a new one.
       load: Replaces `LoadClip` in tests. It must be defined in an importable module.
 
     Returns:
@@ -255,6 +261,7 @@ def make_eval_dataset(
         views=views,
         rows=rows,
         block=block,
+        bad_rows=bad_rows,
     )
 
 

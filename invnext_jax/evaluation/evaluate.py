@@ -8,9 +8,9 @@ Repeating a finished command recomputes nothing.
 import contextlib
 import dataclasses
 import functools
-import os
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import ml_collections
 
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.checkpointing.workdir import Workdir
-from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import (
     clip_settings,
+    evaluation_data,
     features,
     nearest_neighbors,
     pretrained,
@@ -31,11 +31,11 @@ from invnext_jax.evaluation import (
     unused_options,
     video_scores,
 )
+from invnext_jax.evaluation.evaluation_data import SPLITS, EvaluationData
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
-from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
-from invnext_jax.evaluation.inputs import EvalInputs, EvaluationData
+from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.results_file import RESULTS
 from invnext_jax.json_file import hash_json
 from invnext_jax.multihost import consensus
@@ -123,7 +123,7 @@ def _evaluate(
     start = time.perf_counter()
     folder = workdir if step is None else results_file.step_folder(workdir, step)
     encoder = pretrained.load_frozen(config.checkpoint, ema=config.ema, step=step)
-    given, config = config, resolve(config, encoder)
+    given, config = config, evaluation_data.resolve(config, encoder)
     features.check_config(config)
     evaluators = registry.find_evaluators(config.evaluators)
     for evaluator in evaluators:
@@ -177,6 +177,7 @@ def _evaluate(
         measure = functools.partial(_measure, evaluator, subject, config, path.with_suffix(".npz"))
         found = _cached(path, hash_json(key_parts), measure)
         measurements.append(results_file.move_files(found, rows_folder.parent, folder))
+    found_notes = [measurement.get("notes", ()) for measurement in measurements]
     results = {
         "format": results_file.FORMAT,
         "key": key,
@@ -192,8 +193,8 @@ def _evaluate(
         "neighbors": next((m["neighbors"] for m in measurements if m.get("neighbors")), ""),
         "encoder": encoder.record,
         "clips": clips,
-        "splits": splits.facts,
-        "notes": notes,
+        "splits": splits.facts | _count_unreadable(measurements) if has_manifests else {},
+        "notes": list(dict.fromkeys(itertools.chain(notes, *found_notes))),
         "run": run_metadata.describe_run(config, digests[0]),
         "seconds": time.perf_counter() - start,
     }
@@ -201,46 +202,14 @@ def _evaluate(
     return results
 
 
+def _count_unreadable(measurements: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Returns the largest number of unreadable videos of each split, as a field of `splits`."""
+    counts = [measurement.get("unreadable", {}) for measurement in measurements]
+    return {"unreadable": {split: max(c.get(split, 0) for c in counts) for split in SPLITS}}
+
+
 def _newest_step(checkpoint: str) -> int | None:
     return max(pretrained.list_steps(checkpoint), default=None)
-
-
-def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigDict:
-    """Fills in the encoder's sizes and the paths of the manifests.
-
-    Raises:
-      UserError: the clips cannot be divided into the patches or time slots of the encoder.
-    """
-    config = ml_collections.ConfigDict(config.to_dict())
-    data = config.data
-    data.frames, data.size = data.frames or encoder.frames, data.size or encoder.size
-    data.short_side = data.short_side or data.size
-    sections = [section for section in config.values() if _has_manifests(section)]
-    for section in (config, *sections):
-        for name in ("train_manifest", "val_manifest"):
-            section[name] = manifest_lib.find_manifests(_under(data.root, section[name]))
-    data.manifest = config.train_manifest
-    for name, part, value in (
-        ("size", f"patch of {encoder.patch} pixels", encoder.patch),
-        ("frames", f"time slot of {encoder.tubelet} frames", encoder.tubelet),
-    ):
-        if data[name] % value:
-            raise UserError(
-                f"config.data.{name}={data[name]} must be divisible by the encoder's {part}"
-            )
-    return ml_collections.FrozenConfigDict(config)
-
-
-def _has_manifests(section: Any) -> bool:
-    return isinstance(section, ml_collections.ConfigDict) and "train_manifest" in section
-
-
-def _under(root: str, names: str) -> str:
-    """Prepends the folder `root` to relative paths in a comma-separated list of manifests."""
-    if not root or not names:
-        return names
-    parts = (name.strip() for name in names.split(","))
-    return ",".join(name if "://" in name else os.path.join(root, name) for name in parts)
 
 
 def _plan(evaluators, inputs, untrained, controls: bool):
@@ -269,6 +238,12 @@ def _measure(
     "neighbors" the file of the nearest training videos, if pooled features were used.
     """
     measured = evaluator.evaluate(inputs, config)
+    for note in inputs.dataset.describe_unreadable():
+        inputs.notes.add(note)
+    data = {
+        "notes": inputs.notes.pop_all(),
+        "unreadable": {split: len(rows) for split, rows in inputs.dataset.unreadable.items()},
+    }
     if jax.process_index() == 0:
         video_scores.write(scores_path, [row.scores for row in measured])
     rows, tokens = [row.to_json() for row in measured], {}
@@ -276,10 +251,10 @@ def _measure(
         if measured[number].scores is not None:
             row["scores"] = {"file": f"{scores_path.parent.name}/{scores_path.name}", "row": number}
     if evaluator.is_baseline:
-        return {"rows": rows, "tokens": {}}
+        return {"rows": rows, "tokens": {}, **data}
     if (statistics := inputs.token_statistics) is not None:
         tokens[inputs.name] = dataclasses.asdict(statistics)
-    measurement = {"rows": rows, "tokens": tokens}
+    measurement = {"rows": rows, "tokens": tokens, **data}
     if inputs.name == "encoder" and (nearest := inputs.find_nearest_videos()) is not None:
         if jax.process_index() == 0:
             nearest_neighbors.write_nearest_videos(scores_path.with_name(NEIGHBORS), nearest)

@@ -9,21 +9,22 @@ import numpy as np
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.class_names import compare_manifests
-from invnext_jax.data.copies import find_copies
+from invnext_jax.data.copies import find_copies, find_repeats
 from invnext_jax.data.held_out import find_shared_manifest
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.classification import check_classes, find_labeled
-from invnext_jax.evaluation.inputs import SPLITS
 
 EXAMPLES = 3  # maximum number of videos or classes listed in a note
 
 
 class SplitReport(NamedTuple):
-    """Videos that are in both splits, and classes that are only in the held-out split.
+    """Videos that are in both splits or repeated, and classes that only the held-out split has.
 
     Attributes:
-      facts: values for results.json: `held_out`, `copies`, and `unseen` for each task.
-      notes: sentences about copies, unseen classes, and class numbers that cannot be compared.
+      facts: values for results.json: `held_out`, `copies`, `repeats`, and `unseen` for each task.
+      notes: sentences about copies, repeated videos, unseen classes, and class numbers that cannot
+        be compared.
     """
 
     facts: dict[str, Any]
@@ -107,6 +108,13 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
             f"{len(copies)} of {len(val)} held-out videos are also training videos (same content), "
             f"such as {examples}. Results on these videos do not measure generalization."
         )
+    repeats = find_repeats(val)
+    if repeats:
+        examples = ", ".join(ascii(val[row].name) for row in list(repeats)[:EXAMPLES])
+        notes.append(
+            f"{len(repeats)} of {len(val)} held-out videos occur earlier in the same list (same "
+            f"content), such as {examples}. They count several times."
+        )
     unseen = {}
     for task in tasks:
         column = manifest_lib.LABEL_PREFIX + task
@@ -122,7 +130,8 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
                 f"with no training videos ({', '.join(map(str, classes))}{more}; "
                 f"{len(found['classes'])} in total). The accuracies of probes count them as wrong."
             )
-    return SplitReport({"held_out": len(val), "copies": len(copies), "unseen": unseen}, notes)
+    counts = {"held_out": len(val), "copies": len(copies), "repeats": len(repeats)}
+    return SplitReport({**counts, "unseen": unseen}, notes)
 
 
 def check_class_names(

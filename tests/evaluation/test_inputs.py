@@ -9,9 +9,10 @@ from oracle_encoder import make_blind, make_inputs, resolve
 from configs.eval.tasks import attentive_probe as probe_config
 from configs.eval.tasks import zero_shot
 from invnext_jax.data.access_rules import DEFAULT_RULES
+from invnext_jax.evaluation.evaluation_data import hash_videos
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.feature_store import extraction
-from invnext_jax.evaluation.inputs import EvalInputs, hash_videos
+from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.synthetic_world import urls
 
 

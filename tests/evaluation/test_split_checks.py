@@ -41,7 +41,7 @@ def test_copies_are_found_by_name_and_content(folder):
     train = write(folder, "t", ["0.mp4,s,0", "1.mp4,s,1", "gone.mp4,s,1"])
     val = write(folder, "v", ["2.mp4,s,0", "4.mp4,s,1", "0.mp4,s,1", "away.mp4,s,0"])
     report = split_checks.compare_splits(get_config(train, val), ("x",))
-    assert report.facts == {"held_out": 4, "copies": 2, "unseen": {}}
+    assert report.facts == {"held_out": 4, "copies": 2, "repeats": 0, "unseen": {}}
     (note,) = report.notes
     assert "2 of 4 held-out videos are also training videos" in note and "4.mp4" in note
     rows = copies.find_copies(*map(manifest.read_manifest, (train, val)))
@@ -49,6 +49,21 @@ def test_copies_are_found_by_name_and_content(folder):
     assert not split_checks.compare_splits(
         get_config(train, write(folder, "w", ["2.mp4,s,0", "3.mp4,s,1"])), ("x",)
     ).notes
+
+
+def test_repeated_videos_are_found_by_name_content_and_times(folder):
+    train = write(folder, "t", ["0.mp4,s,0,,"], "path,source,label_x,start,end")
+    rows = [
+        *("1.mp4,s,0,,", "2.mp4,s,0,,", "./1.mp4,s,0,,", "4.mp4,s,1,,", "3.mp4,s,1,,"),
+        *("1.mp4,s,0,0,3", "1.mp4,s,0,2,5", "4.mp4,s,0,2,5", "gone.mp4,s,0,,", "gone.mp4,s,0,,"),
+    ]
+    val = write(folder, "v", rows, "path,source,label_x,start,end")
+    found = copies.find_repeats(manifest.read_manifest(val))
+    assert found == {2: 0, 3: 0, 7: 6, 9: 8}
+    report = split_checks.compare_splits(get_config(train, val), ("x",))
+    assert report.facts["repeats"] == 4
+    (note,) = report.notes
+    assert note.startswith("4 of 10 held-out videos occur earlier in the same list")
 
 
 def test_parts_of_a_video_are_copies_if_they_overlap(folder):

@@ -6,9 +6,9 @@ import toy_evaluation
 from oracle_encoder import make_blind, make_oracle
 
 from configs.eval import world
-from invnext_jax.evaluation import evaluate, pretrained
+from invnext_jax.evaluation import evaluate, evaluation_data, pretrained
+from invnext_jax.evaluation.evaluation_data import EvaluationData
 from invnext_jax.evaluation.evaluators import registry
-from invnext_jax.evaluation.inputs import EvaluationData
 
 EVALUATORS = ("linear_probe", "knn", "few_shot", "attentive_probe")
 TASKS = ("shape", "color", "motion")
@@ -38,7 +38,7 @@ def measure(config, encoder, workdir, monkeypatch):
 
 def test_oracle_scores_at_least_95_percent_on_every_task(config, tmp_path, monkeypatch):
     """The tokens of the oracle are the one-hot labels of the clip plus noise."""
-    dataset = EvaluationData(evaluate.resolve(config, make_blind()), TASKS)
+    dataset = EvaluationData(evaluation_data.resolve(config, make_blind()), TASKS)
     parts = [dataset.videos(split) for split in ("train", "val")]
     clips = np.concatenate([part.video_bthwc for part in parts])
     labels = [np.concatenate([part.labels[task] for part in parts]) for task in TASKS]
@@ -59,7 +59,7 @@ def test_neighbors_with_the_truth_of_one_task_score_at_least_95_percent(
     task, config, tmp_path, monkeypatch
 ):
     config.update(tasks=(task,), evaluators=("knn", "few_shot"))
-    dataset = EvaluationData(evaluate.resolve(config, make_blind()), (task,))
+    dataset = EvaluationData(evaluation_data.resolve(config, make_blind()), (task,))
     parts = [dataset.videos(split) for split in ("train", "val")]
     clips = np.concatenate([part.video_bthwc for part in parts])
     truth = np.eye(8)[np.concatenate([part.labels[task] for part in parts])]

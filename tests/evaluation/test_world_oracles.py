@@ -12,9 +12,9 @@ from einops import rearrange
 from oracle_encoder import add_places, balance, make_blind, make_inputs, make_oracle, read_truth
 
 from configs.eval import world
-from invnext_jax.evaluation import evaluate
+from invnext_jax.evaluation import evaluation_data
+from invnext_jax.evaluation.evaluation_data import EvaluationData
 from invnext_jax.evaluation.evaluators import registry
-from invnext_jax.evaluation.inputs import EvaluationData
 
 pytestmark = pytest.mark.slow
 PATCH = 8
@@ -28,7 +28,7 @@ def get_config(train, val, patch=PATCH, level="simple", **sections):
     config.val_manifest = f"world:{level}/val?videos={val}"
     config.anticipation.update(train_manifest="", val_manifest="")
     config.data.update(root="", workers=0)
-    return evaluate.resolve(config, make_blind(patch=patch))
+    return evaluation_data.resolve(config, make_blind(patch=patch))
 
 
 def measure(name, config, encoder, folder, tasks=()):

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invnext_jax.evaluation import evaluate
+from invnext_jax.evaluation import evaluation_data
 from invnext_jax.evaluation.dense import truth_source
+from invnext_jax.evaluation.evaluation_data import EvaluationData
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput
-from invnext_jax.evaluation.inputs import EvalInputs, EvaluationData
+from invnext_jax.evaluation.inputs import EvalInputs
 
 _CODES = 4  # number of independent hash codes of a clip
 
@@ -104,7 +105,7 @@ def resolve(config, encoder, world="", **changes):
         config.train_manifest = config.val_manifest = ""
     config.data.workers = 0
     config.update(changes)
-    return evaluate.resolve(config, encoder)
+    return evaluation_data.resolve(config, encoder)
 
 
 def make_inputs(config, encoder, folder, name="encoder", tasks=()):

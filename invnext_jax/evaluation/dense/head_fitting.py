@@ -17,11 +17,12 @@ from invnext_jax.evaluation import head_training
 from invnext_jax.evaluation.dense.stored_truth import TruthWithTokens
 from invnext_jax.evaluation.dense.truth_clips import TruthClips
 from invnext_jax.evaluation.dense.truth_source import WORLD
+from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.feature_store.extraction import local_mesh, pad_for_devices
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.head_training import HeadTraining, TrainedHeads
-from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
+from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.truth.truth import Truth
 from invnext_jax.training import mesh as mesh_lib
 

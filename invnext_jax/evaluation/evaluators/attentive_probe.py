@@ -19,11 +19,12 @@ from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import head_training
 from invnext_jax.evaluation.augmentation import rand_augment
+from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators import attentive_training as training
 from invnext_jax.evaluation.evaluators.classification import check_classes
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.heads import attentive_pooler, grid_selection
-from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
+from invnext_jax.evaluation.inputs import EvalInputs
 
 HEADS = ("mean_query", "learned_query")
 CHUNK = 64  # videos whose cached tokens are read at once for predictions

@@ -19,6 +19,7 @@ from einops import rearrange
 from sklearn.ensemble import RandomForestClassifier
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.classification import (
     ClassifierResult,
     fit_tasks,
@@ -26,7 +27,7 @@ from invnext_jax.evaluation.evaluators.classification import (
     score_predictions,
 )
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
+from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.truth import world
 from invnext_jax.evaluation.truth.truth import BadTruth
 
@@ -52,10 +53,9 @@ class BoxBaselines:
             for manifest, part in zip(dataset.manifests.values(), parts, strict=True)
         ]
         if any(box is None for box in boxes):
-            print(
+            inputs.notes.add(
                 "The box baselines are skipped: they need one manifest file for each split, with "
-                "the ground truth in the same folder.",
-                flush=True,
+                "the ground truth in the same folder."
             )
             return []
         fit = functools.partial(fit_forest, trees=config.trees, seed=config.seed)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.inputs import SPLITS
 from invnext_jax.evaluation.metrics.intervals import binomial_standard_error
 from invnext_jax.evaluation.video_scores import VideoScores
 

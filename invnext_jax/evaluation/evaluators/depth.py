@@ -31,7 +31,7 @@ from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics import depth as metrics
 from invnext_jax.evaluation.metrics.depth import DepthRange
 from invnext_jax.evaluation.truth.baselines import MeanDepth
-from invnext_jax.evaluation.truth.truth import Truth, TruthBatches
+from invnext_jax.evaluation.truth.truth import SkippedRows, Truth, TruthBatches
 from invnext_jax.monitoring.progress import ProgressMeter
 
 LIMITS = {WORLD: metrics.WORLD, "scannet": metrics.SCANNET, "kitti": metrics.KITTI}
@@ -99,11 +99,13 @@ class Depth:
         )
         clips.close()
         if text := clips.skipped.describe(len(train_rows)):
-            print(f"{title}: {text}", flush=True)
+            inputs.notes.add(f"{self.name}, training clips: {text}")
         score = _Scoring(fitting, trained.params, limits, config, source, title)
         held = score(truths["train"], held_rows) if len(held_rows) else None
         is_encoder = inputs.name == "encoder"
         val = score(truths["val"], np.arange(len(truths["val"])), mean if is_encoder else None)
+        if text := score.skipped.describe(len(truths["val"])):
+            inputs.notes.add(f"{self.name}, held-out clips: {text}")
         errors = [
             None if part is None else _mean_error(part["heads"], settings) for part in (held, val)
         ]
@@ -184,12 +186,17 @@ def make_loss(name: str, limits: DepthRange) -> Callable[[Any, Any], jax.Array]:
 
 
 class _Scoring:
-    """Scores all heads of a grid, and constant predictions, on clips."""
+    """Scores all heads of a grid, and constant predictions, on clips.
+
+    Attributes:
+      skipped: the rows that could not be read in the latest call.
+    """
 
     def __init__(self, fitting, params, limits: DepthRange, config: Any, source: str, title: str):
         self._fitting, self._params, self._limits = fitting, params, limits
         self._batch_size, self._source, self._title = config.batch_size, source, title
         self._is_disparity = config.depth.loss == DISPARITY
+        self.skipped = SkippedRows()
 
     def __call__(self, truth: Truth, rows_n, mean: MeanDepth | None = None) -> dict[str, Any]:
         """Returns the scores of the clips.
@@ -216,8 +223,7 @@ class _Scoring:
                             found[name].append(self._score(x_thw, depth_thw, False))
                 found["rows"] += batch["index"].tolist()
                 meter.update(len(found["rows"]), f"{self._title}, scored")
-        if text := batches.skipped.describe(len(rows_n)):
-            print(f"{self._title}: {text}", flush=True)
+        self.skipped = batches.skipped
         arrays = {name: np.array(value) for name, value in found.items() if value}
         arrays["heads"] = arrays["heads"].swapaxes(0, 1)
         return {**arrays, "videos": truth.videos[arrays["rows"]]}

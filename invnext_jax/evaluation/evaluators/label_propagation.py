@@ -26,7 +26,7 @@ from invnext_jax.evaluation.metrics import points as point_metrics
 from invnext_jax.evaluation.metrics import segmentation
 from invnext_jax.evaluation.truth import baselines
 from invnext_jax.evaluation.truth.masks import list_objects
-from invnext_jax.evaluation.truth.truth import Truth, TruthBatches
+from invnext_jax.evaluation.truth.truth import SkippedRows, Truth, TruthBatches
 from invnext_jax.evaluation.truth.world import POINTS
 from invnext_jax.monitoring.progress import ProgressMeter
 
@@ -88,7 +88,9 @@ class LabelPropagation:
         saved = inputs.state_file(self.name, json_settings)
         skip_last = settings.data == "davis"  # as in the official evaluation
         points = POINT_COUNT[settings.data]
-        scores = score_videos(propagation, truth, points, saved, skip_last=skip_last)
+        scores, skipped = score_videos(propagation, truth, points, saved, skip_last=skip_last)
+        if text := skipped.describe(len(truth)):
+            inputs.notes.add(f"{self.name}: {text}")
         return make_rows(scores, truth, inputs.name)
 
 
@@ -99,7 +101,7 @@ def score_videos(
     saved: StateFile | None = None,
     *,
     skip_last: bool = False,
-) -> Scores:
+) -> tuple[Scores, SkippedRows]:
     """Propagates the labels of all videos and scores them.
 
     Args:
@@ -114,6 +116,7 @@ def score_videos(
       "masks" [i y 2], J and F; "objects" [i], their number; "within" [i y], position accuracy;
       "right" [i y z j], whether points are within `THRESHOLDS`, summed over frames; and "count"
       [i j], the number of frames in which points are visible. Unreadable videos have zeros.
+      Also the videos that could not be read.
     """
     n, y = len(truth), len(METHODS)
     scores = {
@@ -136,9 +139,7 @@ def score_videos(
             timer.save_if_due(row + 1, scores)
     if first < n:
         timer.save(n, scores)
-    if text := batches.skipped.describe(n):
-        print(f"label_propagation: {text}", flush=True)
-    return scores
+    return scores, batches.skipped
 
 
 def make_rows(scores: Scores, truth: Truth, name: str) -> list[Row]:

@@ -11,9 +11,9 @@ import ml_collections
 
 from invnext_jax.data import video_io
 from invnext_jax.evaluation import split_checks
-from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, EvaluationData
+from invnext_jax.evaluation.evaluation_data import SPLITS, EvaluationData
+from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.json_file import hash_json
-from invnext_jax.multihost.distributed import log_on_process_0
 
 
 def has_manifests(settings: Any) -> bool:
@@ -45,7 +45,7 @@ def open_inputs(
       name: name of the section, for messages.
 
     Returns:
-      None if a manifest of the section does not exist; a line says that the evaluator is skipped.
+      None if a manifest of the section does not exist; a note says that the evaluator is skipped.
 
     Raises:
       UserError: a manifest is invalid, or both are the same.
@@ -53,13 +53,13 @@ def open_inputs(
     if not has_manifests(settings):
         return inputs, config
     if missing := _find_missing(settings):
-        log_on_process_0(f"{name}, {inputs.name}: skipped, because {missing} does not exist")
+        inputs.notes.add(f"{name}: skipped, because {missing} does not exist")
         return None
     config = _replace_manifests(settings, config)
     tasks = split_checks.choose_tasks(config)
     split_checks.check_different(config)
     for note in split_checks.compare_splits(config, tasks).notes:
-        log_on_process_0(f"note: {name}: {note}")
+        inputs.notes.add(f"{name}: {note}")
     return inputs.with_dataset(EvaluationData(config, tasks)), config
 
 

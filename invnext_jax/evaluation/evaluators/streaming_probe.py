@@ -20,6 +20,7 @@ import numpy as np
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import head_training
+from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.classification import (
     ClassifierResult,
     check_classes,
@@ -29,7 +30,6 @@ from invnext_jax.evaluation.evaluators.classification import (
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.features import VideoFeatures
 from invnext_jax.evaluation.heads import class_losses
-from invnext_jax.evaluation.inputs import SPLITS
 
 EPS = 1e-6  # of the LayerNorm
 _INPUTS = "x"  # key of the features in a batch

@@ -18,16 +18,17 @@ import optax
 
 from invnext_jax import loop
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.clips_in_memory import LabeledVideos
+from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.classification import (
     ClassifierResult,
     make_rows,
     score_predictions,
 )
 from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.feature_store.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.feature_store.state_file import SaveTimer, StateFile
 from invnext_jax.evaluation.heads import class_losses
-from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
+from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.patches import normalize
 from invnext_jax.monitoring.progress import ProgressMeter
@@ -59,7 +60,7 @@ class SupervisedBaseline:
         if not config.supervised.steps:
             return []
         if inputs.encoder.loaded is None:
-            print(f"supervised: {inputs.encoder.name} cannot be trained, skipped", flush=True)
+            inputs.notes.add(f"{self.name}: {inputs.encoder.name} cannot be trained, skipped")
             return []
         dataset = inputs.dataset
         train, val = (dataset.videos(split) for split in SPLITS)

@@ -55,13 +55,14 @@ class TextAlignment:
         """Trains the alignment and evaluates it on the held-out videos."""
         settings, encoder = config.text, inputs.encoder
         if _lacks_output(encoder, settings.pooling):
-            print(
+            inputs.notes.add(
                 f"{NAME}: {inputs.name} has no output for config.text.pooling="
-                f"{settings.pooling!r}, skipped",
-                flush=True,
+                f"{settings.pooling!r}, skipped"
             )
             return []
         texts = caption_data.read_texts(config, inputs.dataset.tasks)
+        for note in texts.notes:
+            inputs.notes.add(note)
         if settings.encoder:
             text = load_text_encoder(settings.encoder)
         else:

@@ -28,7 +28,7 @@ from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics import boxes as box_metrics
 from invnext_jax.evaluation.metrics import points as point_metrics
 from invnext_jax.evaluation.truth import baselines
-from invnext_jax.evaluation.truth.truth import Truth, TruthBatches
+from invnext_jax.evaluation.truth.truth import SkippedRows, Truth, TruthBatches
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.objectives.losses import masked_mean
 
@@ -99,10 +99,12 @@ class Tracking:
             )
             clips.close()
             if text := clips.skipped.describe(len(train_rows)):
-                print(f"{title}: {text}", flush=True)
+                inputs.notes.add(f"{self.name}, training clips: {text}")
             score = _Scoring(fitting, trained.params, target, names, config.batch_size, title)
             held = score(truths["train"], held_rows) if len(held_rows) else None
             val = score(truths["val"], np.arange(len(truths["val"])))
+            if text := score.skipped.describe(len(truths["val"])):
+                inputs.notes.add(f"{self.name}, held-out clips: {text}")
             errors = [part and -_mean_score(part) for part in (held, val)]
             chosen = head_fitting.choose_heads(settings, trained, *errors)
             task = target if settings.data == "boxes" else f"{settings.data} {target}"
@@ -164,11 +166,15 @@ LOSSES: dict[str, Callable[[Any, Batch], jax.Array]] = {"boxes": box_loss, "poin
 
 
 class _Scoring:
-    """Scores all heads of a grid, and targets that do not move, on clips."""
+    """Scores all heads of a grid, and targets that do not move, on clips.
+
+    Attributes:
+      skipped: the rows that could not be read in the latest call.
+    """
 
     def __init__(self, fitting, params, target: str, names, batch_size: int, title: str):
         self._fitting, self._params, self._names = fitting, params, names
-        self._batch_size, self._title = batch_size, title
+        self._batch_size, self._title, self.skipped = batch_size, title, SkippedRows()
         self._score = score_boxes if target == "boxes" else score_points
 
     def __call__(self, truth: Truth, rows_n) -> dict[str, np.ndarray]:
@@ -190,8 +196,7 @@ class _Scoring:
                     weights.append(weight)
                 index += batch["index"].tolist()
                 meter.update(len(index), f"{self._title}, scored")
-        if text := batches.skipped.describe(len(rows_n)):
-            print(f"{self._title}: {text}", flush=True)
+        self.skipped = batches.skipped
         return {
             "heads": np.array(heads).swapaxes(0, 1),
             "static": np.array(static),

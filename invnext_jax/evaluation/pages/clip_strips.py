@@ -22,7 +22,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import inputs
+from invnext_jax.evaluation import evaluation_data
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.pages import video_labels
@@ -112,11 +112,11 @@ def _check_videos(results, split: str, row, manifest: str, config) -> None:
 
 @functools.cache
 def hash_current_videos(manifest: str, seconds: float) -> str:
-    """Returns the hash of the videos of a manifest, see `inputs.hash_videos`.
+    """Returns the hash of the videos of a manifest, see `evaluation_data.hash_videos`.
 
     The result is cached. Call `hash_current_videos.cache_clear()` to read replaced videos again.
     """
-    return inputs.hash_videos(manifest, DEFAULT_RULES, seconds)
+    return evaluation_data.hash_videos(manifest, DEFAULT_RULES, seconds)
 
 
 def _read_from_manifest(manifest: str, config, rows: list[int]) -> dict[int, str]:

@@ -23,7 +23,7 @@ def describe_videos(evaluations: Sequence[Evaluation]) -> str:
 
 
 def find_notes(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Returns sentences about differences from the first evaluation."""
+    """Returns sentences about differences from the first evaluation, and the notes of all."""
     first, *others = evaluations
     notes = [note for other in others for note in _compare(first, other)]
     notes += [
@@ -38,6 +38,7 @@ def find_notes(evaluations: Sequence[Evaluation]) -> list[str]:
             f"The results of {', '.join(older)} contain no hash of the videos, so their videos are "
             "compared by the manifests only. To add it, repeat launch/evaluate.py."
         )
+    notes += [f"{e.title}: {note}" for e in evaluations for note in e.results.get("notes", ())]
     return notes
 
 

@@ -33,6 +33,7 @@ class EvaluationTexts(NamedTuple):
       prompts: prompts of each class, by task; the class ids are the positions.
       choices: multiple choices of held-out videos, by name.
       vocabulary: texts with all words of the captions.
+      notes: sentences about videos without captions.
     """
 
     train: Captions
@@ -40,6 +41,7 @@ class EvaluationTexts(NamedTuple):
     prompts: dict[str, list[list[str]]]
     choices: dict[str, Choices]
     vocabulary: list[str]
+    notes: list[str]
 
 
 def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
@@ -81,7 +83,9 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
             f"{config.val_manifest} has neither captions nor class names nor choices, so nothing "
             "can be measured: set config.text.val_captions, or write class names (*.classes.json)"
         )
-    return EvaluationTexts(train, val, prompts, choices, vocabulary)
+    pairs = zip(manifests, (train, val), strict=True)
+    notes = [note for manifest, found in pairs if (note := _count_missing(manifest, found))]
+    return EvaluationTexts(train, val, prompts, choices, vocabulary, notes)
 
 
 def find_file(config: Any, name: str) -> str:
@@ -123,13 +127,18 @@ def _find_captions(manifest: Manifest, path: str, join: bool) -> Captions | None
         found = captions_lib.describe_world(manifest)
     else:
         return None
-    if missing := len(manifest.paths) - len(np.unique(found.row_j)):
-        print(
-            f"note: {missing} of {len(manifest.paths)} videos of {manifest.file} have no caption "
-            "and are left out of training and retrieval",
-            flush=True,
-        )
     return found
+
+
+def _count_missing(manifest: Manifest, found: Captions | None) -> str:
+    """Returns a sentence about the videos without a caption; "" if there are none."""
+    missing = len(manifest.paths) - len(np.unique(found.row_j)) if found else 0
+    if not missing:
+        return ""
+    return (
+        f"{missing} of {len(manifest.paths)} videos of {manifest.file} have no caption and are "
+        "left out of training and retrieval."
+    )
 
 
 def _find_level(manifest: Manifest) -> str:

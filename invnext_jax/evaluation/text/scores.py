@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.classification import find_labeled
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.inputs import SPLITS
 from invnext_jax.evaluation.metrics import intervals, retrieval
 from invnext_jax.evaluation.nearest_neighbors import l2_normalize
 from invnext_jax.evaluation.truth import baselines

@@ -13,7 +13,7 @@ from configs import stage2
 from configs.eval.tasks import anticipation as anticipation_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import inputs, pretrained
+from invnext_jax.evaluation import evaluation_data, inputs, pretrained
 from invnext_jax.evaluation.evaluators import anticipation
 from invnext_jax.evaluation.evaluators.anticipation import CONTEXT, FUTURE, Anticipation
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
@@ -51,7 +51,7 @@ def config():
 
 def make_inputs(config, encoder, folder):
     config = ml_collections.FrozenConfigDict(config)
-    dataset = inputs.EvaluationData(config, config.tasks)
+    dataset = evaluation_data.EvaluationData(config, config.tasks)
     return inputs.EvalInputs("encoder", dataset, lambda: encoder, FeatureCache(folder / "features"))
 
 
@@ -65,8 +65,8 @@ def oracle():
     config = anticipation_config.get_config("tiny")
     config.update(train_manifest=TRAIN, val_manifest=VAL, batch_size=16)
     config.data.update(manifest=TRAIN, frames=6, size=16, short_side=16, workers=0)
-    dataset = inputs.EvaluationData(ml_collections.FrozenConfigDict(config), TASKS)
-    parts = [dataset.videos(split) for split in inputs.SPLITS]
+    dataset = evaluation_data.EvaluationData(ml_collections.FrozenConfigDict(config), TASKS)
+    parts = [dataset.videos(split) for split in evaluation_data.SPLITS]
     video = np.concatenate([part.video_bthwc for part in parts])[:, :CONTEXT_FRAMES]
     labels = [np.concatenate([part.labels[task] for part in parts]) for task in TASKS]
     truth = np.concatenate([np.eye(k)[y] for y, k in zip(labels, (8, 8, 64), strict=True)], axis=1)

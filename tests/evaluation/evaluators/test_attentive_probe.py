@@ -6,7 +6,7 @@ import pytest
 
 from configs.eval.tasks import attentive_probe as probe_config
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import inputs
+from invnext_jax.evaluation import evaluation_data, inputs
 from invnext_jax.evaluation.evaluators.attentive_probe import AttentiveProbe, count_classes
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 
@@ -45,7 +45,7 @@ def config():
 
 def make_inputs(config, encoder, folder):
     config = ml_collections.FrozenConfigDict(config)
-    dataset = inputs.EvaluationData(config, config.tasks)
+    dataset = evaluation_data.EvaluationData(config, config.tasks)
     return inputs.EvalInputs("encoder", dataset, lambda: encoder, FeatureCache(folder / "features"))
 
 
@@ -55,8 +55,10 @@ def oracle():
     config = probe_config.get_config("tiny")
     config.update(train_manifest=TRAIN, val_manifest=VAL)
     config.data.update(manifest=TRAIN, frames=8, size=32, short_side=32, workers=0)
-    dataset = inputs.EvaluationData(ml_collections.FrozenConfigDict(config), ("shape", "motion"))
-    parts = [dataset.videos(split) for split in inputs.SPLITS]
+    dataset = evaluation_data.EvaluationData(
+        ml_collections.FrozenConfigDict(config), ("shape", "motion")
+    )
+    parts = [dataset.videos(split) for split in evaluation_data.SPLITS]
     video = np.concatenate([part.video_bthwc for part in parts])
     labels = [np.concatenate([p.labels[task] for p in parts]) for task in ("shape", "motion")]
     truth = np.concatenate([np.eye(16)[y] for y in labels], axis=1)

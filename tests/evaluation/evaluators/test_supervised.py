@@ -7,9 +7,9 @@ import pytest
 
 from configs import stage1
 from configs.eval.tasks import linear_probe as probe_config
-from invnext_jax.evaluation.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.evaluators import supervised
 from invnext_jax.evaluation.feature_store import state_file
+from invnext_jax.evaluation.feature_store.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.models import encoder as encoder_model
 

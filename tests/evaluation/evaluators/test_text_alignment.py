@@ -10,7 +10,7 @@ import pytest
 
 from configs.eval.tasks import zero_shot as zero_shot_config
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import inputs
+from invnext_jax.evaluation import evaluation_data, inputs
 from invnext_jax.evaluation.evaluators.text_alignment import TextAlignment
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 
@@ -41,7 +41,7 @@ def config():
 
 def make_inputs(config, encoder, folder):
     config = ml_collections.FrozenConfigDict(config)
-    dataset = inputs.EvaluationData(config, config.tasks)
+    dataset = evaluation_data.EvaluationData(config, config.tasks)
     return inputs.EvalInputs("encoder", dataset, lambda: encoder, FeatureCache(folder / "features"))
 
 
@@ -57,8 +57,8 @@ def oracle():
     config = zero_shot_config.get_config("tiny")
     config.update(train_manifest=TRAIN, val_manifest=VAL)
     config.data.update(manifest=TRAIN, frames=8, size=32, short_side=32, workers=0)
-    dataset = inputs.EvaluationData(ml_collections.FrozenConfigDict(config), TASKS)
-    parts = [dataset.videos(split) for split in inputs.SPLITS]
+    dataset = evaluation_data.EvaluationData(ml_collections.FrozenConfigDict(config), TASKS)
+    parts = [dataset.videos(split) for split in evaluation_data.SPLITS]
     video = np.concatenate([part.video_bthwc for part in parts])
     labels = [np.concatenate([part.labels[task] for part in parts]) for task in TASKS]
     truth = np.concatenate([np.eye(8)[y] for y in labels], axis=1)

@@ -14,7 +14,7 @@ from configs.eval.tasks import depth, linear_probe
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import DEFAULT_RULES
-from invnext_jax.evaluation.inputs import hash_videos
+from invnext_jax.evaluation.evaluation_data import hash_videos
 from invnext_jax.evaluation.pages import clip_strips
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.render import render_clip

@@ -8,8 +8,8 @@ from toy_evaluation import get_config
 from invnext_jax.data.access_rules import DEFAULT_RULES
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, tables, video_scores
+from invnext_jax.evaluation.evaluation_data import hash_videos
 from invnext_jax.evaluation.evaluators import registry
-from invnext_jax.evaluation.inputs import hash_videos
 
 
 def test_every_input_has_a_row_for_each_task(results):

@@ -10,8 +10,7 @@ from toy_evaluation import get_config
 from configs import stage1
 from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, pretrained, split_checks, tables
-from invnext_jax.evaluation.clips_in_memory import LabeledVideos
+from invnext_jax.evaluation import evaluate, evaluation_data, pretrained, split_checks, tables
 from invnext_jax.evaluation.evaluators import (
     box_baselines,
     classification,
@@ -19,6 +18,7 @@ from invnext_jax.evaluation.evaluators import (
     supervised,
 )
 from invnext_jax.evaluation.feature_store import extraction
+from invnext_jax.evaluation.feature_store.clips_in_memory import LabeledVideos
 from invnext_jax.models import encoder as encoder_model
 
 
@@ -26,7 +26,7 @@ def test_relative_manifests_start_at_the_root_of_the_data(folder):
     encoder = pretrained.load_frozen(folder / "encoder.safetensors")
     config = get_config(folder, train_manifest="train.csv", val_manifest="/val.csv,world://a")
     config.data.root = str(folder / "world")
-    found = evaluate.resolve(config, encoder)
+    found = evaluation_data.resolve(config, encoder)
     assert found.train_manifest == str(folder / "world" / "train.csv")
     assert found.val_manifest == "/val.csv,world://a"
 
@@ -124,7 +124,8 @@ def test_notes_about_the_splits_are_in_the_results_and_the_tables(folder, tmp_pa
     config.same_manifest = True
     for _ in range(2):  # the second call reads the results
         found = evaluate.evaluate_checkpoint(config, tmp_path / "p")
-        assert found["splits"] == {"held_out": 48, "copies": 48, "unseen": {}}
+        counts = {"held_out": 48, "copies": 48, "repeats": 0}
+        assert found["splits"] == {**counts, "unseen": {}, "unreadable": {"train": 0, "val": 0}}
         assert "48 of 48 held-out videos are also training" in tables.format_table(found)
     assert "note: 48 of 48 held-out videos are also training" in capsys.readouterr().out
     assert tables.join_results([found, found])["notes"] == found["notes"]

@@ -7,7 +7,7 @@ from oracle_encoder import make_blind
 
 from configs.eval.tasks import attentive_probe
 from invnext_jax.data import pipeline
-from invnext_jax.evaluation import evaluate, inputs
+from invnext_jax.evaluation import evaluation_data
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +16,13 @@ def config(tmp_path_factory):
     (folder / "train" / "000004.mp4").write_bytes(b"bad")
     config = toy_evaluation.shrink(attentive_probe.get_config("tiny"), "", folder)
     encoder = make_blind(size=toy_evaluation.SIZE, frames=toy_evaluation.FRAMES)
-    return evaluate.resolve(config, encoder)
+    return evaluation_data.resolve(config, encoder)
 
 
 @pytest.mark.parametrize("rows", [None, [0, 2, 3, 4, 5, 11], []])
 @pytest.mark.parametrize("block", [None, 5])
 def test_batches_are_those_of_the_files(config, rows, block):
-    data = inputs.EvaluationData(config, ())
+    data = evaluation_data.EvaluationData(config, ())
     found = data.batches("train", rows=rows, block=block)
     expected = pipeline.make_eval_dataset(
         config.data, manifest=config.train_manifest, batch_size=16, rows=rows, block=block
@@ -38,7 +38,7 @@ def test_batches_are_those_of_the_files(config, rows, block):
 
 
 def test_videos_are_read_once_unless_they_are_large(config, monkeypatch):
-    data, reads = inputs.EvaluationData(config, ()), []
+    data, reads = evaluation_data.EvaluationData(config, ()), []
     make = pipeline.make_eval_dataset
 
     def count(*arguments, **options):
@@ -51,6 +51,6 @@ def test_videos_are_read_once_unless_they_are_large(config, monkeypatch):
     data.batches("train", rows=[1])
     data.videos("train")
     assert reads == [config.train_manifest]
-    monkeypatch.setattr(inputs, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(evaluation_data, "IN_MEMORY_BYTES", 100)
     data.batches("train")
     assert len(reads) == 2
