@@ -36,7 +36,7 @@ def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
     if 2 * len(rows) > len(manifest):
         raise UserError(
             f"config.data.held_out={count} would hold out {len(rows)} of {len(manifest)} videos, "
-            "but at most half are allowed: lower it"
+            f"but at most half are allowed: lower it, for example to {len(manifest) // 4}"
         )
     return rows
 

@@ -3,6 +3,8 @@
 Shape key: b batch, n tokens, h heads, e head width, d width, t frames, y x grid rows and columns.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from invnext_jax.models.patches import Grid
 from invnext_jax.models.sharding import with_logical_axes
 
 
+@functools.lru_cache(maxsize=8)  # it takes 0.1 s for large models, which are traced several times
 def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
     """Returns sin-cos embeddings of every position of a clip, and zeros for the class tokens.
 
@@ -24,7 +27,7 @@ def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
       class_tokens: number of leading rows of zeros.
 
     Returns:
-      float32 [class_tokens + t*y*x, width], positions in the order time, row, column.
+      float32 [class_tokens + t*y*x, width], positions in the order time, row, column; read-only.
     """
     if width % 16:
         raise ValueError(f"{width=} of a position table must be divisible by 16")
@@ -36,7 +39,9 @@ def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
         _sincos_encoding(spatial, y),
     ]
     table_nd = np.concatenate(encodings, axis=1)
-    return np.concatenate([np.zeros((class_tokens, width)), table_nd]).astype(np.float32)
+    table_nd = np.concatenate([np.zeros((class_tokens, width)), table_nd]).astype(np.float32)
+    table_nd.flags.writeable = False
+    return table_nd
 
 
 def _sincos_encoding(width: int, positions_n: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from invnext_jax.sweeps.expansion import ExpandedSweep, expand
 from invnext_jax.sweeps.job import Executor, Resources
 from invnext_jax.sweeps.resources import add_resources, check_host_memory, read_local_resources
 from invnext_jax.sweeps.runner import Runner, RunOptions, retry_failed
+from invnext_jax.sweeps.status_table import count_noun
 from invnext_jax.sweeps.step_config import SCRIPTS, Setting, StepConfig
 from invnext_jax.sweeps.sweep_file import load_sweep
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
@@ -139,13 +140,14 @@ def run_sweep(
                     f"{', '.join(missing)}; create them, or set other paths, as in "
                     "--set=train.data.manifest=FILE"
                 )
-            log(f"estimating the memory of {len(sweep.jobs)} jobs (see {cost.PLANS})")
+            log(f"estimating the memory of {count_noun(len(sweep.jobs), 'job')} (see {cost.PLANS})")
             sweep = add_resources(sweep, configs, find_resources(request), folder.path)
             folder.write_sweep(sweep)
         if retry:
             retry_failed(folder, sweep)
         arms = {(arm.group, arm.name) for arm in sweep.arms}
-        log(f"{len(arms)} arms, {len(sweep.jobs)} different jobs in {folder.path}")
+        counts = count_noun(len(arms), "arm"), count_noun(len(sweep.jobs), "different job")
+        log(f"{', '.join(counts)} in {folder.path}")
         runner = Runner(folder, sweep, make_executor(), options, lambda: signals.requested, log)
         states = runner.run()
     print(_describe_end(states))

@@ -68,8 +68,8 @@ class Runner:
         self.restore_states()
         if active := [planned.job.name for planned in self._active_jobs()]:
             self._log(
-                f"{len(active)} job(s) of an earlier command have not ended, and are continued "
-                f"without a new start: {join_names(active)}"
+                "not started again, because an earlier command started them and they have not "
+                f"ended: {join_names(active)}"
             )
         try:
             while not self._is_done():

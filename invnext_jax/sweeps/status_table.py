@@ -11,23 +11,37 @@ from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 
 LOG_LINES = 5
 _LOG_BYTES = 2**14
+_MAX_WIDTH = 60  # of the column of states; longer ones shift the rest of their line
 
 
 def format_status(folder: SweepFolder, sweep: ExpandedSweep) -> str:
     """Returns a line for each job, and the last lines of the logs of failed jobs."""
     states = folder.read_states(sweep)
-    width = max(map(len, sweep.jobs), default=0)
-    lines, blocked = [], find_blocked(sweep.jobs, states)
+    blocked = find_blocked(sweep.jobs, states)
+    texts = {
+        name: describe_state(planned, states[name], is_blocked=name in blocked)
+        for name, planned in sweep.jobs.items()
+    }
+    widths = [max(map(len, column), default=0) for column in (texts, texts.values())]
+    lines = []
     for name, planned in sweep.jobs.items():
         state = states[name]
-        arms = sweep.arm_names(name)
-        text = describe_state(planned, state, is_blocked=name in blocked)
-        lines.append(f"{name:{width}}  {text:30}  {'; '.join(arms)}")
+        arms = "; ".join(sweep.arm_names(name))
+        lines.append(f"{name:{widths[0]}}  {texts[name]:{min(widths[1], _MAX_WIDTH)}}  {arms}")
         if state.status is Status.FAILED or state.failures:
             lines += [f"    {line}" for line in read_log_tail(planned.job)]
     total = count_states(states.values())
-    command = "runs" if folder.is_locked() else "does not run"
-    return "\n".join([*lines, f"{len(states)} jobs: {total}. The sweep command {command}."])
+    command = "The sweep command runs."
+    if not folder.is_locked():
+        command = "The sweep command does not run."
+        if any(state.is_active for state in states.values()):
+            command += " Jobs that it left running may have ended since."
+    return "\n".join([*lines, f"{count_noun(len(states), 'job')}: {total}. {command}"])
+
+
+def count_noun(count: int, noun: str) -> str:
+    """Returns a number with its noun, such as "1 job" or "2 jobs"."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def count_states(states: Iterable[JobState]) -> str:
@@ -56,7 +70,8 @@ def describe_state(planned: PlannedJob, state: JobState, *, is_blocked: bool) ->
         of_total = f"of {planned.total_steps:,}"
         if state.status is Status.RUNNING:
             step = outcome.read_last_record(planned.job.workdir).get("step", 0)
-            text += f", last logged step {step:,} {of_total}"
+            logged = f"last logged step {step:,} {of_total}" if step else "no step is logged yet"
+            text += f", {logged}"
         elif state.status is Status.STOPPED:
             text += f", continues from step {outcome.read_saved_step(planned):,} {of_total}"
     return text

@@ -21,6 +21,7 @@ def call(tmp_path):
     fake.write_text(
         f'#!/bin/bash\nprintf "%s\\0" "$@" >> {tmp_path}/calls; printf "\\n" >> {tmp_path}/calls\n'
         '[ "$4" != describe ] || echo 2\n'
+        f'[ "$4" != scp ] || cp "$5" {tmp_path}/copied 2>/dev/null || true\n'
     )
     fake.chmod(0o755)
     repository = tmp_path / "repository"
@@ -32,10 +33,13 @@ def call(tmp_path):
 
     def run(*arguments, code=0):
         environment = os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
+        environment["TMPDIR"] = str(tmp_path / "tmp")
+        (tmp_path / "tmp").mkdir(exist_ok=True)
         done = subprocess.run(
             [SCRIPT, *arguments], cwd=repository, env=environment, capture_output=True, text=True
         )
         assert done.returncode == code, done.stderr
+        assert not (code and done.stdout)  # errors are on standard error
         calls = tmp_path / "calls"
         lines = calls.read_text().split("\0\n")[:-1] if calls.exists() else []
         return [line.split("\0") for line in lines], done.stdout + done.stderr
@@ -59,12 +63,26 @@ def test_create(call, kind, version):
 
 def test_install_copies_the_last_commit_to_all_hosts(call, tmp_path):
     calls, _ = call("install", "pod", "zone")
-    archive = "invnext.tar.gz"
+    archive = calls[0][4]
+    assert Path(archive).name == "invnext.tar.gz" and not Path(archive).parent.exists()
     assert calls[0] == [*VM, "scp", archive, "pod:", "--worker=all", "--zone=zone"]
     assert calls[1][:6] == [*VM, "ssh", "pod", "--worker=all"]
     assert "pip install --require-hashes -r requirements.txt" in calls[1][6]
-    with tarfile.open(tmp_path / "repository" / archive) as file:
+    with tarfile.open(tmp_path / "copied") as file:
         assert "invnext/requirements.txt" in file.getnames()
+    assert [path.name for path in list_files(tmp_path)] == ["requirements.txt"]
+
+
+def test_install_outside_of_a_repository_leaves_no_files(call, tmp_path):
+    shutil.rmtree(tmp_path / "repository/.git")
+    calls, text = call("install", "pod", "zone", code=128)
+    assert not calls and "not a git repository" in text
+    assert [path.name for path in list_files(tmp_path)] == ["requirements.txt"]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def list_files(tmp_path):
+    return [path for path in (tmp_path / "repository").iterdir() if path.name != ".git"]
 
 
 def test_start_keeps_the_arguments(call, tmp_path):
@@ -103,8 +121,13 @@ def test_stop_and_delete(call):
 def test_wrong_usage(call):
     calls, text = call("create", code=2)
     assert "launch/tpu_pod.sh install NAME ZONE" in text
+    assert text.startswith("Runs a command on all hosts") and "set -" not in text
     calls, text = call("restart", "pod", "zone", code=2)
     assert "unknown action restart" in text
+    calls, text = call("start", "pod", "zone", code=2)
+    assert text.startswith("error: the command is missing") and text.count("\n") == 1
+    calls, text = call("create", "pod", "zone", code=1)
+    assert "TYPE is missing" in text
     assert not calls
 
 

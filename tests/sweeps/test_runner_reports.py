@@ -46,8 +46,8 @@ def test_running_jobs_of_a_killed_command_are_reported(tmp_path, saved):
     SweepFolder(tmp_path).write_state("s1-0", state)
     states, lines = run(tmp_path, sweep)
     assert first.poll(sweep.jobs["s1-0"].job, handle).exit_code == 0
-    assert lines[0].startswith("1 job(s) of an earlier command have not ended")
-    assert lines[0].endswith("without a new start: s1-0")
+    assert lines[0].startswith("not started again, because an earlier command started them")
+    assert lines[0].endswith("they have not ended: s1-0")
     assert {state.status for state in states.values()} == {Status.FINISHED}
     assert list_starts(tmp_path).count("s1-0") == 1
 
@@ -67,3 +67,19 @@ def test_status_says_which_step_it_shows(tmp_path, status, text):
     folder = SweepFolder(tmp_path)
     folder.write_state("s1-0", JobState(status))
     assert text in status_table.format_status(folder, sweep)
+
+
+def test_status_says_that_running_jobs_may_have_ended_without_the_command(tmp_path):
+    sweep = make_sweep(tmp_path, seeds=(0,), arms=("a",))
+    folder = SweepFolder(tmp_path)
+    folder.write_state("s1-0", JobState(Status.RUNNING))
+    text = status_table.format_status(folder, sweep)
+    assert "s1-0     running, no step is logged yet  a\n" in text
+    assert text.endswith("does not run. Jobs that it left running may have ended since.")
+    with folder.lock():
+        assert status_table.format_status(folder, sweep).endswith("The sweep command runs.")
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 arms"), (1, "1 arm"), (2000, "2,000 arms")])
+def test_nouns_are_counted(count, text):
+    assert status_table.count_noun(count, "arm") == text
