@@ -54,7 +54,7 @@ def test_copies_are_found_by_name_and_content(folder):
 def test_repeated_videos_are_found_by_name_content_and_times(folder):
     train = write(folder, "t", ["0.mp4,s,0,,"], "path,source,label_x,start,end")
     rows = [
-        *("1.mp4,s,0,,", "2.mp4,s,0,,", "./1.mp4,s,0,,", "4.mp4,s,1,,", "3.mp4,s,1,,"),
+        *("1.mp4,s,0,,", "2.mp4,s,0,,", "./1.mp4,s,0,,", "4.mp4,s,0,,", "3.mp4,s,0,,"),
         *("1.mp4,s,0,0,3", "1.mp4,s,0,2,5", "4.mp4,s,0,2,5", "gone.mp4,s,0,,", "gone.mp4,s,0,,"),
     ]
     val = write(folder, "v", rows, "path,source,label_x,start,end")
