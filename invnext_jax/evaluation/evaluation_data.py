@@ -17,6 +17,7 @@ from invnext_jax.checkpointing import run_metadata, video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline, video_io
 from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.dense.stored_truth import TruthInMemory
@@ -200,16 +201,19 @@ def _under(root: str, names: str) -> str:
     return ",".join(name if "://" in name else os.path.join(root, name) for name in parts)
 
 
-def hash_videos(names: str, rules: AccessRules, seconds: float) -> str:
+def hash_videos(manifest: str | Manifest, rules: AccessRules, seconds: float) -> str:
     """Returns a hash of the contents of all local files that manifests refer to.
 
     Args:
-      names: names of the manifests, separated by commas.
-      rules: which files the rows may refer to.
+      manifest: the rows, or names of manifests, separated by commas.
+      rules: which files the rows of the names may refer to.
       seconds: time limit, see `video_digests.digest_files`.
     """
-    local = [name for name in manifest_lib.split_names(names) if not video_io.is_world(name)]
-    paths = video_digests.list_files(manifest_lib.read_manifest(local, rules)) if local else []
+    if isinstance(manifest, str):
+        names = manifest_lib.split_names(manifest)
+        local = [name for name in names if not video_io.is_world(name)]
+        manifest = manifest_lib.read_manifest(local, rules) if local else None
+    paths = video_digests.list_files(manifest) if manifest else []
     digest = hashlib.sha256()
     with ProgressMeter(len(paths), "file", quiet=len(paths) < _METER_FILES) as meter:
         for number, found in enumerate(video_digests.digest_files(paths, seconds), 1):

@@ -21,6 +21,7 @@ from invnext_jax import regular_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES
+from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluation_data
 from invnext_jax.evaluation.dense import truth_source
@@ -59,12 +60,12 @@ def read_strips(
         config = ml_collections.FrozenConfigDict(results["run"]["config"])
         evaluator = registry.EVALUATORS.get(row["evaluator"]) if row else None
         if evaluator is None or registry.needs_manifests(evaluator, config):
-            manifest = video_labels.find_manifest(results, split)
+            manifest = video_labels.open_manifest(results, split)
         elif video_labels.find_section(results["run"]["config"], row) is not None:
-            manifest = video_labels.find_manifest(results, split, row)
+            manifest = video_labels.open_manifest(results, split, row)
         else:
             return _read_from_truth(config, evaluator, split, rows)
-        if not manifest:
+        if manifest is None:
             return {}
         rows = _choose_files(manifest, rows)
         _check_videos(results, split, row, manifest, config)
@@ -77,49 +78,64 @@ def read_strips(
 def has_local_videos(manifest: Any) -> bool:
     """Returns whether manifests are local and refer to local videos only."""
     try:
-        return video_labels.is_local(manifest) and _choose_files(manifest, []) == []
+        if not video_labels.is_local(manifest):
+            return False
+        return _choose_files(manifest_lib.read_manifest(manifest, DEFAULT_RULES), []) == []
     except (UserError, OSError, ValueError):
         return False
 
 
-def _choose_files(manifest: str, rows: list[int]) -> list[int]:
+def _choose_files(manifest: Manifest, rows: list[int]) -> list[int]:
     """Returns those rows of a manifest that are rendered clips or regular local files.
 
     Raises:
       UserError: a row of the manifest refers to a remote file.
     """
-    paths = manifest_lib.read_manifest(manifest, DEFAULT_RULES).paths
+    paths = manifest.paths
     if remote := next(filter(video_io.is_remote, paths), None):
-        raise UserError(f"{manifest} refers to {remote}, which is not a local file")
+        raise UserError(f"{manifest.file} refers to {remote}, which is not a local file")
     rows = [row for row in rows if 0 <= row < len(paths)]
     return [r for r in rows if video_io.is_world(paths[r]) or os.path.isfile(paths[r])]
 
 
-def _check_videos(results, split: str, row, manifest: str, config) -> None:
+def _check_videos(results, split: str, row, manifest: Manifest, config) -> None:
     """Checks that the videos are those of the evaluation, if its results identify them.
 
     Raises:
       UserError: a video was replaced.
     """
     expected = results.get("videos", {}).get(split)
+    digest = results["manifests"].get(split)
     if row is not None and video_labels.find_section(results["run"]["config"], row) is not None:
-        expected = row.get("videos_digest")
+        expected, digest = row.get("videos_digest"), row.get("videos_key")
     if not expected:
         return
-    if hash_current_videos(manifest, config.data.clip_seconds) != expected:
-        raise UserError(f"videos of {manifest} were replaced after the evaluation")
+    if hash_current_videos(manifest.file, digest, config.data.clip_seconds) != expected:
+        raise UserError(f"videos of {manifest.file} were replaced after the evaluation")
 
 
 @functools.cache
-def hash_current_videos(manifest: str, seconds: float) -> str:
-    """Returns the hash of the videos of a manifest, see `evaluation_data.hash_videos`.
+def hash_current_videos(names: str, digest: str, seconds: float) -> str:
+    """Returns the hash of the videos of manifests, see `evaluation_data.hash_videos`.
 
-    The result is cached. Call `hash_current_videos.cache_clear()` to read replaced videos again.
+    The result is cached. Call `clear_caches` to read replaced videos again.
+
+    Args:
+      names: names of the manifests.
+      digest: hash of the manifests, see `video_labels.read_unchanged`.
+      seconds: time limit, see `video_digests.digest_files`.
     """
+    manifest = video_labels.read_unchanged(names, digest)
     return evaluation_data.hash_videos(manifest, DEFAULT_RULES, seconds)
 
 
-def _read_from_manifest(manifest: str, config, rows: list[int]) -> dict[int, str]:
+def clear_caches() -> None:
+    """Forgets manifests and hashes of videos, which may have been replaced since they were read."""
+    hash_current_videos.cache_clear()
+    video_labels.read_unchanged.cache_clear()
+
+
+def _read_from_manifest(manifest: Manifest, config, rows: list[int]) -> dict[int, str]:
     found = {}
     data = ml_collections.ConfigDict(config.data.to_dict())
     data.protocols, data.other_hosts = DEFAULT_RULES.protocols, DEFAULT_RULES.other_hosts

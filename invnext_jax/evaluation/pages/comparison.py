@@ -34,7 +34,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
       UserError: a folder has no results, or there is only one, which has no steps.
     """
     evaluations = read_evaluations(folders)
-    clip_strips.hash_current_videos.cache_clear()  # they may have been replaced since a call
+    clip_strips.clear_caches()
     protocols = dict.fromkeys(
         Protocol(row["metric"], row["evaluator"], row["input"])
         for evaluation in evaluations
@@ -191,16 +191,20 @@ def _make_cells(rows: Mapping[str, Mapping[str, Any]], form: MetricFormat) -> di
 
 
 def _mark_best(found, lines, task: str, form: MetricFormat) -> None:
-    """Marks the best encoder of a task, and those that cannot be distinguished from it."""
+    """Marks the best encoder of a task, and those that cannot be distinguished from it.
+
+    Only encoders that were measured on the same videos are compared; the largest group of them is
+    used. Encoders that were measured on other videos are marked as such.
+    """
     entries = [
         (evaluation, rows[task], line["cells"][task])
         for (evaluation, rows), line in zip(found, lines, strict=True)
-        if task in rows
-        and not math.isnan(rows[task]["value"])
-        and paired_differences.same_rows(
-            (found[0][0], found[0][1].get(task, {})), (evaluation, rows[task])
-        )
+        if task in rows and not math.isnan(rows[task]["value"])
     ]
+    group = [e.title for e, _ in paired_differences.largest_group([x[:2] for x in entries])]
+    for entry in (entry for entry in entries if entry[0].title not in group):
+        entry[2]["mark"] = "apart"
+    entries = [entry for entry in entries if entry[0].title in group]
     if len(entries) < 2:
         return
     sign = 1 if form.higher_is_better else -1

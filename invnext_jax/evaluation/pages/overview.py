@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from invnext_jax.evaluation import tables
 from invnext_jax.evaluation.heads.grid_selection import BEST_ON_VAL
 from invnext_jax.evaluation.metrics.formats import find_format
-from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
+from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol, largest_group
 
 VERDICTS = ("better", "worse", "unclear")
 
@@ -28,35 +28,43 @@ class Measurement(NamedTuple):
 def choose_measurements(evaluations: Sequence[Evaluation]) -> list[Measurement]:
     """Returns one measurement for each evaluator, metric and task, in the order of the results.
 
-    If an evaluator has several inputs, such as poolings, the one with the best value of an encoder
-    is chosen. Heads that were selected on the held-out videos are left out.
+    If an evaluator has several inputs, such as poolings, the one that most encoders share on the
+    same videos is chosen, and of several such inputs, the one with the best value of an encoder.
+    Heads that were selected on the held-out videos are left out.
     """
-    best: dict[tuple[str, str, str], tuple[float, Measurement]] = {}
-    for row in (row for e in evaluations for row in e.results["rows"]):
-        if row["name"] != "encoder" or row["input"].endswith(BEST_ON_VAL):
-            continue
-        protocol = Protocol(row["metric"], row["evaluator"], row["input"])
-        value = _rank_value(row)
+    found: dict[tuple[str, str, str], dict[Measurement, None]] = {}
+    for row in (row for e in evaluations for row in e.results["rows"] if _is_shown(row)):
         key = row["evaluator"], row["metric"], row["task"]
-        if key not in best or value > best[key][0]:
-            best[key] = value, Measurement(row["task"], protocol)
-    return [measurement for _, measurement in best.values()]
+        protocol = Protocol(row["metric"], row["evaluator"], row["input"])
+        found.setdefault(key, {})[Measurement(row["task"], protocol)] = None
+    return [max(part, key=lambda m: _rank(evaluations, m)) for part in found.values()]
 
 
 def choose_by_task(evaluations: Sequence[Evaluation]) -> list[Measurement]:
-    """Returns one measurement for each task: that of the evaluator with the best value.
+    """Returns one measurement for each task, chosen as in `choose_measurements`.
 
     Only the first metric of a task is considered, because values of others are not comparable.
     """
-    best: dict[str, tuple[float, Measurement]] = {}
+    best: dict[str, tuple[tuple[int, float], Measurement]] = {}
     for measurement in choose_measurements(evaluations):
         task, protocol = measurement
-        rows = [e.find_rows(protocol).get(task) for e in evaluations]
-        value = max(_rank_value(row) for row in rows if row)
-        known = best.get(task)
-        if known is None or (known[1].protocol.metric == protocol.metric and value > known[0]):
-            best[task] = value, measurement
+        rank, known = _rank(evaluations, measurement), best.get(task)
+        if known is None or (known[1].protocol.metric == protocol.metric and rank > known[0]):
+            best[task] = rank, measurement
     return [measurement for _, measurement in best.values()]
+
+
+def _is_shown(row: Mapping[str, Any]) -> bool:
+    return row["name"] == "encoder" and not row["input"].endswith(BEST_ON_VAL)
+
+
+def _rank(evaluations: Sequence[Evaluation], measurement: Measurement) -> tuple[int, float]:
+    """Returns the number of encoders with values for the same videos, and the best value."""
+    task, protocol = measurement
+    rows = [(e, row) for e in evaluations if (row := e.find_rows(protocol).get(task))]
+    rows = [(e, row) for e, row in rows if _rank_value(row) > -math.inf]
+    group = largest_group(rows)
+    return len(group), max((_rank_value(row) for _, row in group), default=-math.inf)
 
 
 def _rank_value(row: Mapping[str, Any]) -> float:
@@ -76,6 +84,35 @@ def _find_chance(evaluations: Sequence[Evaluation], task: str, protocol: Protoco
     return "" if level is None else find_format(protocol.metric).write(level)
 
 
+def find_left_out(
+    evaluations: Sequence[Evaluation], measurements: Sequence[Measurement]
+) -> list[str]:
+    """Returns sentences about encoders that have no value in a row, or one of other videos."""
+    found: dict[str, list[str]] = {}
+    for task, protocol in measurements:
+        rows = [(e, row) for e in evaluations if (row := e.find_rows(protocol).get(task))]
+        group = [e for e, _ in largest_group(rows)]
+        shown = tables.INPUTS.get(protocol.input, protocol.input)
+        for e in (e for e in evaluations if e not in group):
+            others = [
+                tables.INPUTS.get(row["input"], row["input"])
+                for row in e.results["rows"]
+                if _is_shown(row)
+                and (row["metric"], row["evaluator"], row["task"])
+                == (protocol.metric, protocol.evaluator, task)
+            ]
+            if e in [other for other, _ in rows]:
+                reason = f"{e.title} and {group[0].title} have different held-out videos, so their "
+                reason += "values are not compared"
+            elif others:
+                reason = f"{e.title} has no value for {shown!r}, only for "
+                reason += ", ".join(map(repr, others))
+            else:
+                continue
+            found.setdefault(reason, []).append(f"{tables.in_words(protocol.evaluator)}, {task}")
+    return [f"{reason} ({'; '.join(dict.fromkeys(rows))})." for reason, rows in found.items()]
+
+
 def make_overview(
     evaluations: Sequence[Evaluation], found: Mapping[Protocol, Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -88,11 +125,11 @@ def make_overview(
     Returns:
       `rows`, each with the `evaluator`, `task`, `metric` and `input` in words, the level of
       `chance` as text ("" if it is unknown), and `cells`, one for each evaluation (None if it has
-      no value); and `counts`, with a `verdict` and the number of rows with this verdict for each
-      evaluation (None without differences).
+      no value); `counts`, with a `verdict` and the number of rows with this verdict for each
+      evaluation (None without differences); and `left_out`, see `find_left_out`.
     """
-    rows, counts = [], {}
-    for task, protocol in choose_measurements(evaluations):
+    rows, counts, measurements = [], {}, choose_measurements(evaluations)
+    for task, protocol in measurements:
         table = found[protocol]
         cells = {row["title"]: row["cells"].get(task) for row in table["rows"] if row["is_encoder"]}
         for difference in table["differences"]:
@@ -116,5 +153,6 @@ def make_overview(
     }
     return {
         "rows": rows,
+        "left_out": find_left_out(evaluations, measurements),
         "counts": [{"verdict": v, "numbers": n} for v, n in numbers.items()] if counts else [],
     }

@@ -81,6 +81,12 @@ def same_rows(first: MeasuredRow, second: MeasuredRow) -> bool:
     return same_videos(first[0], second[0]) and results_file.hashes_agree(*keys)
 
 
+def largest_group(rows: Sequence[MeasuredRow]) -> list[MeasuredRow]:
+    """Returns the largest group of rows that were measured on the same videos."""
+    groups = ([other for other in rows if same_rows(row, other)] for row in rows)
+    return max(groups, key=len, default=[])
+
+
 def find_pairs(
     evaluations: Sequence[Evaluation], protocol: Protocol
 ) -> list[tuple[tuple[Evaluation, dict], tuple[Evaluation, dict]]]:

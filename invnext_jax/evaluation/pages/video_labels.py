@@ -3,11 +3,13 @@
 Shape key: b videos.
 """
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from invnext_jax import regular_file
 from invnext_jax.data import columns, video_io
@@ -37,10 +39,10 @@ class VideoLabels(NamedTuple):
         return self.names.get(number, str(number))
 
 
-def find_manifest(
+def open_manifest(
     results: Mapping[str, Any], split: str, row: Mapping[str, Any] | None = None
-) -> str:
-    """Returns the manifest of a split; "" if it is unknown, has changed or cannot be read.
+) -> Manifest | None:
+    """Reads the manifest of a split; None if it is unknown, has changed or cannot be read.
 
     Results may come from an untrusted source, so a manifest that `is_local` rejects is not opened.
 
@@ -54,12 +56,22 @@ def find_manifest(
     if row is not None and (section := find_section(config, row)) is not None:
         config, digest = section, row.get("videos_key")
     manifest = config.get(f"{split}_manifest", "")
+    return read_unchanged(manifest, digest) if isinstance(manifest, str) and digest else None
+
+
+@functools.cache
+def read_unchanged(names: str, digest: str) -> Manifest | None:
+    """Reads manifests with the given hash; None if they have another one or cannot be read.
+
+    The result is cached. Call `read_unchanged.cache_clear()` to read replaced manifests again.
+    """
     try:
-        is_known = digest and is_local(manifest)
-        is_same = is_known and manifest_lib.hash_manifests(manifest) == digest
-    except (UserError, *regular_file.DAMAGE):
-        return ""
-    return manifest if is_same else ""
+        if not is_local(names) or manifest_lib.hash_manifests(names) != digest:
+            return None
+        return manifest_lib.read_manifest(names)
+    except (UserError, *regular_file.DAMAGE) as error:
+        logging.warning("the videos of %s are not shown: %s", names, error)
+        return None
 
 
 def is_local(names: Any) -> bool:
@@ -103,12 +115,11 @@ def read_labels(
       results: results of an evaluation.
       split: "train" or "val".
       tasks: names of tasks.
-      row: see `find_manifest`.
+      row: see `open_manifest`.
     """
-    name = find_manifest(results, split, row)
+    manifest = open_manifest(results, split, row)
     try:
-        manifest = manifest_lib.read_manifest(name) if name else None
-        names = _read_names(name, manifest, tasks) if manifest else {}
+        names = _read_names(manifest, tasks) if manifest else {}
     except (UserError, *regular_file.DAMAGE):
         return {}
     found = {}
@@ -119,14 +130,12 @@ def read_labels(
     return found
 
 
-def _read_names(
-    name: str, manifest: Manifest, tasks: Sequence[str]
-) -> dict[str, Mapping[int, str]]:
+def _read_names(manifest: Manifest, tasks: Sequence[str]) -> dict[str, Mapping[int, str]]:
     """Returns the class names of a manifest by task; those of a world are known."""
     if captions.is_world_clip(manifest.paths[0]):
         classes = WorldSpec(level=captions.find_level(manifest.paths[0])).classes
         return {task: dict(enumerate(found)) for task, found in classes.items()}
     column = column_of_names(list(manifest.labels))
-    ids = columns.read_manifest_classes(name) or {}
+    ids = columns.read_manifest_classes(manifest.file) or {}
     numbers = {number: text for text, number in ids.items()}
     return {t: numbers for t in tasks if manifest_lib.LABEL_PREFIX + t == column}

@@ -15,7 +15,7 @@ from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import DEFAULT_RULES
 from invnext_jax.evaluation.evaluation_data import hash_videos
-from invnext_jax.evaluation.pages import clip_strips
+from invnext_jax.evaluation.pages import clip_strips, video_labels
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.spec import WorldSpec
@@ -94,10 +94,27 @@ def test_replaced_videos_are_not_shown(tmp_path):
     assert list(clip_strips.read_strips(results, "val", [0, 2])) == [0, 2]
     first, *_, last = sorted(tmp_path.rglob("*.mp4"))
     first.write_bytes(last.read_bytes())
-    clip_strips.hash_current_videos.cache_clear()
+    clip_strips.clear_caches()
     assert clip_strips.read_strips(results, "val", [0, 2]) == {}
     del results["videos"]  # as in results of older versions
     assert list(clip_strips.read_strips(results, "val", [0, 2])) == [0, 2]
+
+
+def test_a_manifest_is_read_once(tmp_path, monkeypatch):
+    write_world(SPEC, tmp_path, 3, progress=False)
+    config = linear_probe.get_config("tiny")
+    config.val_manifest = config.data.manifest = str(tmp_path / "val.csv")
+    results = make_results(config)
+    results["videos"] = {"val": hash_videos(config.val_manifest, DEFAULT_RULES, 60.0)}
+    reads, read_file = [], manifest_lib._read_file
+    monkeypatch.setattr(
+        manifest_lib, "_read_file", lambda *args: reads.append(args[0]) or read_file(*args)
+    )
+    clip_strips.clear_caches()
+    for rows in ([0, 2], [1]):
+        assert list(clip_strips.read_strips(results, "val", rows)) == rows
+        assert set(video_labels.read_labels(results, "val", ["shape"])) == {"shape"}
+    assert reads == [config.val_manifest]
 
 
 def test_replaced_videos_of_an_evaluator_are_not_shown(results):

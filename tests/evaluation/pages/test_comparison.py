@@ -1,5 +1,6 @@
 """The comparison page: best encoders, paired differences, classes, curves, and refused folders."""
 
+import html.parser
 import json
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_other_videos_are_not_paired(tmp_path, manifest):
     first = write_evaluation(tmp_path / "a", manifest, make_scores(20))
     other = write_evaluation(tmp_path / "b", manifest, make_scores(60), manifests={"val": "x"})
     table = compare(first, other)
-    assert table["differences"] == [] and marks(table) == ["", ""]
+    assert table["differences"] == [] and marks(table) == ["", "apart"]
     page = comparison.write_comparison([first, other], tmp_path / "page.html").read_text()
     assert "b and a have different held-out videos, so no differences are shown." in page
 
@@ -125,7 +126,7 @@ def test_rows_of_other_scenes_of_a_data_set_are_not_paired(tmp_path, manifest):
         folders.append(write_evaluation(tmp_path / name, manifest, scores, rows=[row]))
     table = compare(*folders)
     assert [difference["title"] for difference in table["differences"]] == ["c"]
-    assert marks(table) == ["", "", "best"]
+    assert marks(table) == ["", "apart", "best"]
 
 
 def test_missing_scores_are_no_error(tmp_path, manifest):
@@ -165,3 +166,41 @@ def test_wrong_folders_are_one_sentence_errors(tmp_path, manifest):
         comparison.write_comparison([folder, folder], tmp_path / "page.html")
     with pytest.raises(UserError, match=r"nothing has no results.json: specify"):
         comparison.write_comparison([folder, tmp_path / "nothing"], tmp_path / "page.html")
+
+
+class CardCells(html.parser.HTMLParser):
+    """Collects the titles of the cells of each row, which narrow screens show as lines."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.open_tables = [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "table":
+            self.open_tables.append("cards" in (attrs.get("class") or "").split())
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag == "td":
+            assert self.open_tables[-1]
+            self.rows[-1].append(attrs.get("data-title"))
+
+    def handle_endtag(self, tag):
+        if tag == "table":
+            self.open_tables.pop()
+
+
+def test_cells_have_titles_for_narrow_screens(tmp_path, manifest):
+    folders = [
+        write_evaluation(tmp_path / name, manifest, make_scores(20 * number))
+        for number, name in enumerate("abc", 1)
+    ]
+    page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
+    parser = CardCells()
+    parser.feed(page)
+    rows = [row for row in parser.rows if row]
+    assert ["a", "b", "c"] in [row[-3:] for row in rows]
+    assert [None, "shape"] in rows
+    # The bar and the verdict of a difference explain themselves.
+    assert [None, "Task", "Difference", "95 % interval", None, None, "Videos"] in rows
+    assert all(title is not None for row in rows for title in row[1:4])

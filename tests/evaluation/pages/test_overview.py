@@ -21,6 +21,8 @@ ROWS = [
     {"input": "n", "task": "depth", "value": math.nan, "metric": "abs_rel"},
 ]
 
+MEAN = Measurement("shape", Protocol("top1", "e", "mean"))
+
 
 @pytest.fixture
 def manifest(tmp_path):
@@ -39,8 +41,9 @@ def evaluations(tmp_path, manifest):
     return comparison.read_evaluations(folders)
 
 
-def test_each_evaluator_is_shown_with_its_best_input(evaluations):
-    assert overview.choose_measurements(evaluations) == [
+def test_each_evaluator_is_shown_with_the_input_that_most_encoders_share(evaluations):
+    assert overview.choose_measurements(evaluations)[0] == MEAN
+    assert overview.choose_measurements(evaluations[:1]) == [
         Measurement("shape", Protocol("top1", "e", "frames")),
         Measurement("shape", Protocol("top1", "other", "x")),
         Measurement("shape", Protocol("recall", "e", "x")),
@@ -49,7 +52,8 @@ def test_each_evaluator_is_shown_with_its_best_input(evaluations):
 
 
 def test_each_task_has_the_best_value_of_its_first_metric(evaluations):
-    assert overview.choose_by_task(evaluations) == [
+    assert overview.choose_by_task(evaluations)[0] == MEAN
+    assert overview.choose_by_task(evaluations[:1]) == [
         Measurement("shape", Protocol("top1", "other", "x")),
         Measurement("depth", Protocol("abs_rel", "e", "z")),
     ]
@@ -89,3 +93,34 @@ def test_rows_have_a_cell_for_each_encoder_and_counts_of_verdicts(tmp_path, mani
     assert counts == {"better": [None, 1, 0], "worse": [None, 0, 0], "unclear": [None, 0, 1]}
     page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
     assert "better than a" in page
+
+
+def test_encoders_without_a_value_or_with_other_videos_are_named(tmp_path, manifest):
+    """Two of four encoders have the same input and the same videos; the first one differs."""
+    (tmp_path / "other.csv").write_text("path,source,label_shape\n5.mp4,x,0\n6.mp4,x,1\n")
+    base = {"evaluator": "e", "name": "encoder", "metric": "top1", "task": "shape", "n": 2}
+    inputs = {"a": ("mean",), "b": ("mean",), "c": ("mean", "class"), "d": ("class",)}
+    folders = [
+        write_evaluation(
+            tmp_path / name,
+            str(tmp_path / "other.csv") if name == "a" else manifest,
+            [1, 0],
+            rows=[
+                {**base, "input": part, "value": value, "standard_error": None} for part in found
+            ],
+        )
+        for (name, found), value in zip(inputs.items(), (0.9, 0.85, 0.7, 0.8), strict=True)
+    ]
+    evaluations = comparison.read_evaluations(folders)
+    measurements = overview.choose_measurements(evaluations)
+    # Both inputs have two encoders with the same videos; the better one of "mean" is better.
+    assert measurements == [Measurement("shape", Protocol("top1", "e", "mean"))]
+    assert overview.find_left_out(evaluations, measurements) == [
+        "a and b have different held-out videos, so their values are not compared (e, shape).",
+        "d has no value for 'mean', only for 'class' (e, shape).",
+    ]
+    table = comparison.make_table(evaluations, measurements[0].protocol)
+    marks = [row["cells"]["shape"]["mark"] for row in table["rows"] if row["is_encoder"]]
+    assert marks == ["apart", "best", ""]
+    page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
+    assert "d has no value for" in page and 'class="figure apart"' in page

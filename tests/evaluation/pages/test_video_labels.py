@@ -4,7 +4,7 @@ import json
 import os
 
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.evaluation.pages.video_labels import find_manifest, read_labels
+from invnext_jax.evaluation.pages.video_labels import open_manifest, read_labels, read_unchanged
 
 TEXT = "path,source,label_shape,label_color\n0.mp4,x,1,0\n1.mp4,x,-1,2\n"
 
@@ -41,23 +41,25 @@ def test_an_evaluator_may_have_its_own_manifests(tmp_path):
     section = {"train_manifest": "", "val_manifest": str(other)}
     results["run"]["config"]["anticipation"] = section
     row = {"evaluator": "anticipation", "videos_key": manifest_lib.hash_manifests(str(other))}
-    assert find_manifest(results, "val", row) == str(other)
+    assert open_manifest(results, "val", row).file == str(other)
     assert read_labels(results, "val", ["verb", "shape"], row)["verb"].labels_b.tolist() == [4]
-    assert find_manifest(results, "val", {**row, "videos_key": "x"}) == ""
-    assert find_manifest(results, "val", {"evaluator": "knn"}) == str(tmp_path / "val.csv")
+    assert open_manifest(results, "val", {**row, "videos_key": "x"}) is None
+    assert open_manifest(results, "val", {"evaluator": "knn"}).file == str(tmp_path / "val.csv")
 
 
 def test_changed_and_missing_manifests_have_no_labels(tmp_path):
     manifest = tmp_path / "val.csv"
     manifest.write_text(TEXT)
     results = make_results(manifest)
-    assert find_manifest(results, "val") == str(manifest)
-    assert find_manifest(results, "train") == ""
+    assert open_manifest(results, "val").file == str(manifest)
+    assert open_manifest(results, "train") is None
+    read_unchanged.cache_clear()
     manifest.write_text(TEXT + "2.mp4,x,0,0\n")
-    assert find_manifest(results, "val") == "" and read_labels(results, "val", ["shape"]) == {}
+    assert open_manifest(results, "val") is None and read_labels(results, "val", ["shape"]) == {}
+    read_unchanged.cache_clear()
     manifest.unlink()
-    assert find_manifest(results, "val") == ""
-    assert find_manifest({}, "val") == ""
+    assert open_manifest(results, "val") is None
+    assert open_manifest({}, "val") is None
 
 
 def test_only_local_manifests_are_opened(tmp_path, monkeypatch):
@@ -74,7 +76,10 @@ def test_only_local_manifests_are_opened(tmp_path, monkeypatch):
     refused += [world + "&clutter=" + "0" * 2000, f"{world}&frames=4096".replace("16&", "257&")]
     for name in [local, world, f"{local}, {world}"]:
         results = {"manifests": {"val": "x"}, "run": {"config": {"val_manifest": name}}}
-        assert find_manifest(results, "val") == name
+        read_unchanged.cache_clear()
+        found = open_manifest(results, "val")
+        assert len(found) == 2 * (local in name) + 100_000 * (world in name)
     for name in refused:
         results = {"manifests": {"val": "x"}, "run": {"config": {"val_manifest": name}}}
-        assert find_manifest(results, "val") == "" and read_labels(results, "val", ["shape"]) == {}
+        assert open_manifest(results, "val") is None
+        assert read_labels(results, "val", ["shape"]) == {}
