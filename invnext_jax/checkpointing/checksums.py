@@ -60,6 +60,7 @@ def translate_read_errors(folder: storage.Path, checksums_match: bool) -> Iterat
     except Exception as error:
         # Orbax raises a plain Exception if one of its own checksums does not match.
         known = (LookupError, TypeError, ValueError, OSError, *storage.CLIENT_ERRORS)
+        known += (AttributeError, RecursionError, MemoryError)  # forged metadata
         if not isinstance(error, known) and type(error) is not Exception:
             raise
         if checksums_match:
@@ -131,6 +132,8 @@ def verify_checksums(folder: storage.Path) -> bool:
                 f"this process cannot find the checkpoint {folder}: mount the same file system on "
                 "all hosts"
             )
+        if name := storage.find_irregular(folder):
+            raise CorruptCheckpointError(f"{name} is not a regular file")
         try:
             with storage.translate_errors():
                 return _verify_share(folder)
@@ -157,7 +160,7 @@ def check_checksums_exist(record: Mapping[str, Any], has_checksums: bool) -> Non
 
 def _verify_share(folder: storage.Path) -> bool:
     try:
-        checksums = json.loads((folder / CHECKSUMS_FILE).read_text())
+        checksums = storage.read_json(folder / CHECKSUMS_FILE)
         rows = sorted((name, size, digest) for name, (size, digest) in checksums.items())
     except FileNotFoundError:
         return False

@@ -6,7 +6,8 @@ processes agree on the result.
 """
 
 import contextlib
-import json
+import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 
 CHECKPOINTS_FOLDER = "checkpoints"  # relative to the workdir
+_SECTIONS = ("data", "decoder", "ema", "encoder", "eval", "predictor", "teacher")
 
 
 class RunParameters(NamedTuple):
@@ -70,8 +72,10 @@ def restore_run(
             has_checksums = checksums.verify_checksums(checkpoint)
             with consensus.all_hosts_agree(f"the end of reading {checkpoint}", READ_ERRORS):
                 with translate_read_errors(checkpoint, has_checksums):
+                    field = "ema" if ema else "params"
+                    _check_memory(checkpoint, ("step", field))
                     check_step(checkpoint)
-                    found = _read_params(checkpoint, "ema" if ema else "params", has_checksums)
+                    found = _read_params(checkpoint, field, has_checksums)
                     if step is None:
                         _warn_if_unfinished(path, found)
                     return found
@@ -96,6 +100,27 @@ def finished_steps(folder: storage.Path) -> list[int]:
     )
 
 
+def _check_memory(checkpoint: storage.Path, fields: Sequence[str]) -> None:
+    """Checks that arrays fit into the memory, because TensorStore would end the process.
+
+    The shapes in a damaged or forged checkpoint may be arbitrarily large.
+
+    Raises:
+      UserError: the arrays, or the parts in which they are stored, are too large.
+    """
+    shapes = read_shapes(checkpoint)
+    size = 0
+    for leaf in jax.tree.leaves({name: shapes.get(name) for name in fields}):
+        parts = (leaf.shape, leaf.storage.chunk_shape if leaf.storage else ())
+        size += max(map(math.prod, parts)) * np.dtype(leaf.dtype).itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise UserError(
+            f"the arrays of {checkpoint} need {size / 1e9:,.0f} GB, but this machine has "
+            f"{memory / 1e9:,.0f} GB: use a machine with more memory, or another checkpoint"
+        )
+
+
 def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> RunParameters:
     workdir, step = checkpoint.parent.parent, int(checkpoint.name)
     if not read_shapes(checkpoint).get(field):
@@ -106,6 +131,9 @@ def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> R
     record = read_json(checkpoint, "meta")
     checksums.check_checksums_exist(record, has_checksums)
     config = run_metadata.config_from_json(record["config"])
+    for name in _SECTIONS:
+        if not isinstance(config.get(name, config), ml_collections.FrozenConfigDict):
+            raise ValueError(f"the section {name} of its config is not an object")
     if field == "params" and config.ema.decay:
         logging.warning(
             "the parameters of %s are used, and not their moving average: launch/evaluate.py "
@@ -136,9 +164,17 @@ def check_step(checkpoint: storage.Path) -> None:
         raise ValueError(f"it contains the state of step {int(state['step'])}")
 
 
-def read_json(checkpoint: storage.Path, item: str) -> Any:
-    """Reads the item `data` or `meta` of a checkpoint."""
-    return json.loads((checkpoint / item / "metadata").read_text())
+def read_json(checkpoint: storage.Path, item: str) -> dict[str, Any]:
+    """Reads the item `data` or `meta` of a checkpoint, which are JSON objects.
+
+    Raises:
+      OSError: the item cannot be read.
+      ValueError: the item is not a JSON object.
+    """
+    content = storage.read_json(checkpoint / item / "metadata")
+    if not isinstance(content, dict):
+        raise ValueError(f"the item {item} is not an object")
+    return content
 
 
 def read_config(workdir: storage.Path) -> dict[str, Any]:

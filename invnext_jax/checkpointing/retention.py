@@ -1,6 +1,5 @@
 """Selects which checkpoints to keep: the latest, those of every Nth step, and the best ones."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -130,7 +129,7 @@ class _ScoredCheckpoint(NamedTuple):
 def _read_score(path: storage.Path, metric: str) -> float | None:
     """Returns the score of a finished checkpoint, or None if it has no score for this metric."""
     try:
-        saved = json.loads((path / "meta" / "metadata").read_text())["score"]
+        saved = storage.read_json(path / "meta" / "metadata")["score"]
         score = float(saved["value"]) if saved["metric"] == metric else math.nan
     except (OSError, ValueError, KeyError, TypeError):  # a corrupt checkpoint; `restore` reports it
         return None

@@ -7,17 +7,22 @@ local file system, Orbax instead renames the folder at the end.
 
 import contextlib
 import errno
+import json
+import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from etils import epath
 
+from invnext_jax import regular_file
 from invnext_jax.errors import UserError, summarize_error
 
 Path: TypeAlias = pathlib.Path | epath.Path
 COMMIT_FILE = "commit_success.txt"
+MAX_JSON_BYTES = 2**27
 _BUCKETS = "gs://"
 try:  # these are not subclasses of OSError
     from gcsfs.retry import HttpError
@@ -99,6 +104,40 @@ def list_files(folder: Path) -> Iterator[Path]:
             yield from list_files(path)
         else:
             yield path
+
+
+def find_irregular(folder: Path) -> str:
+    """Returns the name of an entry that is neither a regular file nor a folder; "" for none.
+
+    Reading a named pipe would not return, and links to folders may form a loop. Links to files are
+    followed.
+    """
+    for parent, folders, files in () if is_bucket(folder) else os.walk(folder):
+        links = (name for name in folders if os.path.islink(os.path.join(parent, name)))
+        for name in (*links, *files):
+            with contextlib.suppress(OSError):  # a missing file is reported by its checksum
+                if name in folders or not stat.S_ISREG(os.stat(os.path.join(parent, name)).st_mode):
+                    return os.path.relpath(os.path.join(parent, name), folder)
+    return ""
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: the file cannot be read, is not a regular file or is too large.
+      ValueError: the file is not JSON, or is nested too deeply.
+    """
+    if not is_bucket(path):
+        data = regular_file.read_bytes(path, MAX_JSON_BYTES)
+    elif (size := file_size(path)) <= MAX_JSON_BYTES:
+        data = path.read_bytes()
+    else:
+        raise OSError(errno.EFBIG, f"{size} bytes are more than {MAX_JSON_BYTES}", str(path))
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
 
 
 def file_size(path: Path) -> int:

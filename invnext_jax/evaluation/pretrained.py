@@ -16,7 +16,7 @@ from einops import rearrange
 
 from invnext_jax import json_file
 from invnext_jax.checkpointing import reader, run_metadata, storage
-from invnext_jax.errors import UserError
+from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.evaluation import imported_encoders
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput, select_states
 from invnext_jax.models import encoder as encoder_model
@@ -27,6 +27,7 @@ from invnext_jax.models.patches import normalize
 from invnext_jax.stages import registry
 from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.files import open_checkpoint
+from invnext_jax.weights.model_sizes import check_sizes
 
 
 class LoadedPredictor(NamedTuple):
@@ -88,8 +89,22 @@ def load_params(
     else:
         params, config, _ = reader.restore_run(path, ema=ema, step=step)
         config = ml_collections.ConfigDict(config)
+        _check_run(params, config, path)
     _require_encoder(params, path)
     return params, config
+
+
+def _check_run(params: dict[str, Any], config: ml_collections.ConfigDict, path: str | Path) -> None:
+    """Checks that the encoder and the pool of a run are those that its config describes.
+
+    Raises:
+      UserError: a size is not possible, or a parameter is missing or has another shape.
+    """
+    check_sizes(config.to_dict(), str(path))
+    found = {name: params[name] for name in ("encoder", "pool") if name in params}
+    with import_weights.config_errors(path):
+        expected = import_weights.part_shapes(config, found)
+    match.check_shapes(match.leaf_shapes(found), expected, str(path))
 
 
 def _read_export(path: str | Path) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
@@ -259,11 +274,16 @@ def read_run_record(workdir: str | Path) -> dict[str, Any]:
     """Returns the metadata of a run's newest checkpoint: config, step, versions, git hash.
 
     Raises:
-      UserError: the run has no checkpoint.
+      UserError: the run has no checkpoint, or the metadata of the newest one are damaged.
     """
     folder = storage.open_path("the run", workdir) / reader.CHECKPOINTS_FOLDER
     steps = reader.finished_steps(folder)
     if not steps:
         raise UserError(f"{workdir} has no checkpoint: use the --workdir of a run that saved one")
-    record = reader.read_json(folder / str(steps[-1]), "meta")
-    return {**record, "config": run_metadata.upgrade_config(record["config"])}
+    try:
+        record = reader.read_json(folder / str(steps[-1]), "meta")
+        return {**record, "config": run_metadata.upgrade_config(record["config"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{folder / str(steps[-1])} is damaged ({summarize_error(error)}): use another run"
+        ) from error

@@ -1,10 +1,15 @@
 """Reading parameters and configs of runs."""
 
 import errno
+import json
+import os
+import pathlib
+import shutil
 
 import ml_collections
 import numpy as np
 import pytest
+import tensorstore
 from checkpoint_cases import DAMAGE, empty
 
 from invnext_jax.checkpointing import manager, reader
@@ -65,3 +70,79 @@ def test_only_names_with_the_digits_0_to_9_are_steps(tmp_path):
     for name in ("12", "3", "\u00b2", "\u0663", "5.damaged"):
         (tmp_path / name).mkdir()
     assert reader.finished_steps(tmp_path) == [3, 12]
+
+
+FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures/checkpoint_v2"
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A copy of a checkpoint without checksums, which a stranger can change."""
+    shutil.copytree(FIXTURE, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def change_array(checkpoint, **fields):
+    """Changes the metadata of an array in the database."""
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{checkpoint}/state/"})
+    key = "params.encoder.bias/.zarray"
+    content = json.loads(store.result().read(key).result().value) | fields
+    store.result().write(key, json.dumps(content)).result()
+
+
+@pytest.mark.parametrize("field", ["shape", "chunks"])
+def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(field, foreign):
+    change_array(foreign / "checkpoints/2", **{field: [10**13]})
+    with pytest.raises(UserError, match="checkpoints/2 need 40,000 GB, but this machine has"):
+        reader.restore_run(foreign)
+
+
+def link_folder(checkpoint):
+    shutil.move(checkpoint / "state/d", checkpoint / "state/e")
+    (checkpoint / "state/d").symlink_to("..")
+
+
+def replace_by_pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+FORGERIES = {
+    "pipe": lambda checkpoint: replace_by_pipe(checkpoint / "state/_METADATA"),
+    "pipe as checksums": lambda checkpoint: replace_by_pipe(checkpoint / "sums.json"),
+    "link to a folder": link_folder,
+    "deep shapes": lambda checkpoint: (checkpoint / "state/_METADATA").write_text("[" * 10**5),
+    "deep record": lambda checkpoint: (checkpoint / "meta/metadata").write_text("[" * 10**5),
+    "deep checksums": lambda checkpoint: (checkpoint / "sums.json").write_text("[" * 10**5),
+    "list as record": lambda checkpoint: (checkpoint / "meta/metadata").write_text("[]"),
+    "large record": lambda checkpoint: os.truncate(checkpoint / "meta/metadata", 2**40),
+    **{
+        f"config {config}": lambda checkpoint, config=config: (
+            checkpoint / "meta/metadata"
+        ).write_text(json.dumps({"config": config}))
+        for config in (5, [], {}, {"ema": 5}, {"ema": {"decay": 0}, "total_steps": 1, "data": 5})
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_forged_checkpoints_are_damaged(kind, foreign):
+    FORGERIES[kind](foreign / "checkpoints/2")
+    with pytest.raises(UserError, match="run has no intact checkpoint"):
+        reader.restore_run(foreign)
+
+
+def test_links_to_files_are_followed(foreign):
+    record = foreign / "checkpoints/2/meta/metadata"
+    shutil.move(record, foreign / "record")
+    record.symlink_to(foreign / "record")
+    assert reader.restore_run(foreign).step == 2
+
+
+def test_arrays_outside_the_checkpoint_are_not_read(foreign):
+    """A database may name files, but not outside of its folder."""
+    base = f"file://{foreign}/checkpoints/2/state/"
+    spec = {"driver": "ocdbt", "base": base, "value_data_prefix": "../outside/"}
+    store = tensorstore.KvStore.open(spec).result()
+    with pytest.raises(ValueError, match="Invalid key"):
+        store.write("params.encoder.bias/0", b"x" * 10_000).result()
