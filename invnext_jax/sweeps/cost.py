@@ -19,6 +19,7 @@ from invnext_jax.planning import fitting, memory, plan
 from invnext_jax.planning import flops as flops_lib
 from invnext_jax.planning.devices import DEVICES
 from invnext_jax.sweeps.expansion import ExpandedSweep, join_names
+from invnext_jax.sweeps.status_table import count_noun
 from invnext_jax.sweeps.step_config import Kind, StepConfig
 
 PLANS = "plans.json"
@@ -250,8 +251,8 @@ def _describe_total(costs: Mapping[str, Cost]) -> str:
     total = sum(cost.device_hours for cost in costs.values())
     flops = sum(cost.flops for cost in costs.values())
     return (
-        f"{len(costs)} jobs: {flops / 1e18:.4g} EFLOP, {total:,.4g} device-hours at the roofline; "
-        "measured runs take longer"
+        f"{count_noun(len(costs), 'job')}: {flops / 1e18:.4g} EFLOP, {total:,.4g} device-hours at "
+        "the roofline; measured runs take longer"
     )
 
 

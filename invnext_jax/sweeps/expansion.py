@@ -101,8 +101,11 @@ class ExpandedSweep:
 
 
 def join_names(names: Sequence[str], most: int = 3) -> str:
-    """Returns the first names and the number of the others, such as "a, b, c and 2 more"."""
-    shown, rest = ", ".join(names[:most]), len(names) - most
+    """Returns the first names and the number of the others, such as "a; b; c and 2 more".
+
+    Names are separated by semicolons, because those of arms may contain commas.
+    """
+    shown, rest = "; ".join(names[:most]), len(names) - most
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 

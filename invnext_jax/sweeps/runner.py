@@ -90,7 +90,8 @@ class Runner:
         deadline = time.monotonic() + self._options.stop_seconds
         active, forced = self._active_jobs(), False
         if active:
-            self._log(f"stopping {len(active)} job(s), which save first")
+            names = join_names([planned.job.name for planned in active])
+            self._log(f"stopping {names}, after a save")
         self._cancel(active)
         while active := self._active_jobs():
             if not forced and time.monotonic() > deadline:

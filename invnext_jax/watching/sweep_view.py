@@ -45,7 +45,9 @@ class SweepView:
             except UserError as error:
                 self._problem = str(error)
         done = sum(state.status is Status.FINISHED for state in states.values())
-        counts = status_table.count_states(states.values())
+        counts = status_table.count_noun(len(states), "job")
+        if done < len(states):
+            counts += f" ({status_table.count_states(states.values())})"
         status = RunStatus(_find_state(self._folder, states), counts, done / max(1, len(states)))
         sections["status"] = report.render(
             "watch_status.html", status=status, numbers={}, problem=self._problem
@@ -61,7 +63,7 @@ class SweepView:
                     planned, states[name], is_blocked=name in blocked
                 ),
                 "failed": states[name].status is Status.FAILED,
-                "arms": ", ".join(sweep.arm_names(name)),
+                "arms": "; ".join(sweep.arm_names(name)),  # names may contain commas
             }
             for name, planned in sweep.jobs.items()
         ]

@@ -259,7 +259,7 @@ def test_stop_lets_jobs_save_and_the_next_command_continues(tmp_path, by_file):
 
     states, lines = run(tmp_path, sweep, should_stop=should_stop)
     assert states["s1-0"].status is Status.STOPPED and not states["s1-0"].failures
-    assert any(line.startswith("stopping 1 job") for line in lines)
+    assert any(line == "stopping s1-0, after a save" for line in lines)
     done = [entry["step"] for entry in read_history(tmp_path) if entry["event"] == "step"]
     folder.clear_stop_request()
     run(tmp_path, sweep)

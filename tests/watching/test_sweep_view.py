@@ -22,7 +22,7 @@ def sweep(tmp_path):
 
 def test_a_sweep_that_has_not_started(sweep, tmp_path):
     sections = SweepView(SweepFolder(tmp_path / "sweep")).render()
-    assert "Not started" in sections["status"] and "5 waiting" in sections["status"]
+    assert "Not started" in sections["status"] and "5 jobs (5 waiting)" in sections["status"]
     assert sections["jobs"].count("<tr>") == 6 and "s2-a0" in sections["jobs"]
     assert "<svg" not in sections["tables"]
 
@@ -35,7 +35,9 @@ def test_all_arms_are_lines_of_one_chart(sweep, tmp_path):
         folder.write_state(name, JobState(Status.RUNNING))
         add_records(sweep.jobs[name].job.workdir, (1, 2))
     sections = view.render()
-    assert "Running" in sections["status"] and "running, step 2 of 6" in sections["jobs"]
+    assert (
+        "Running" in sections["status"] and "running, last logged step 2 of 6" in sections["jobs"]
+    )
     assert sections["tables"].count("<svg") == 1
     legend = sections["tables"].partition('class="legend lines">')[2].partition("</div>")[0]
     assert legend.count("<i ") == 2

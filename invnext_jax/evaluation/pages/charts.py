@@ -156,6 +156,8 @@ def draw_lines(
       positions: positions of the lines in the sequence of styles; None for the order of the lines.
     """
     positions = range(len(series)) if positions is None else positions
+    log = log and any(value > 0 for points in series for _, value in points)
+    all_steps = {step for points in series for step, _ in points}
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         figure = Figure(figsize=(4.2, 2.1), layout="constrained")
         axes = figure.add_subplot()
@@ -166,7 +168,7 @@ def draw_lines(
             values = [value if value > 0 or not log else math.nan for value in values]
             style = {"linewidth": 1.6, "marker": marker, "markersize": 3, "clip_on": False}
             axes.plot(steps, values, color=color, linestyle=dash, **style)
-        if log and any(value > 0 for points in series for _, value in points):
+        if log:
             axes.set_yscale("log")
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -175,6 +177,8 @@ def draw_lines(
                 axes.set_ylim(bottom=0)
             else:
                 axes.axhline(0, color="#aab2bb", linewidth=0.8)
+        if len(all_steps) == 1:  # the ticks around a single step would be fractions
+            axes.set_xlim(0, max(all_steps) + 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="y", color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)

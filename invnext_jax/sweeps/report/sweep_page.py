@@ -62,7 +62,7 @@ def _list_failures(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> list
     return [
         {
             "name": name,
-            "arms": ", ".join(sweep.arm_names(name)),
+            "arms": "; ".join(sweep.arm_names(name)),  # names may contain commas
             "reason": states[name].reason,
             "log": "\n".join(status_table.read_log_tail(planned.job)),
         }
@@ -73,9 +73,8 @@ def _list_failures(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> list
 
 def _describe_table(sweep: ExpandedSweep, table: SweepTable, results: Results) -> dict[str, Any]:
     columns = []
-    for title in table.columns:
-        form = results.formats[title]
-        unit = "" if form.title == title else form.title
+    shared, units = table_text.find_units(table, results.formats)
+    for title, unit in zip(table.columns, units, strict=True):
         cells = [row.cells.get(title) for row in table.rows]
         columns.append(
             {
@@ -87,6 +86,7 @@ def _describe_table(sweep: ExpandedSweep, table: SweepTable, results: Results) -
     base = [row.name for row in table.rows if row.is_baseline]
     return {
         "title": table.title,
+        "unit": shared,
         "columns": columns,
         "baseline": base[0] if base else "",
         "rows": [

@@ -53,12 +53,29 @@ def describe_reference(cell: Cell | None, form: MetricFormat) -> str:
     return form.write(cell.reference / form.scale)
 
 
+def find_units(table: SweepTable, formats: Formats) -> tuple[str, list[str]]:
+    """Returns the unit of all columns of a table, and the unit of each column.
+
+    If all columns have the same unit, it is the first value, and those of the columns are "".
+    Titles that end in their unit, such as those without `COLUMNS` in the sweep file, have none.
+    """
+    units = []
+    for title in table.columns:
+        unit = formats[title].title
+        units.append("" if unit == title or title.endswith(unit) else unit)
+    if len(units) > 1 and units[0] and len(set(units)) == 1:
+        return units[0], [""] * len(units)
+    return "", units
+
+
 def write_markdown(tables: Sequence[SweepTable], formats: Formats) -> str:
     """Returns Markdown tables of values, published values and differences from the baseline."""
     parts = []
     for table in tables:
         if table.title:
             parts.append(f"## {table.title}\n")
+        if unit := find_units(table, formats)[0]:
+            parts.append(f"Values: {unit}\n")
         parts.append(_write_rows(*_make_columns(table, formats)))
     return "\n".join(parts)
 
@@ -66,10 +83,9 @@ def write_markdown(tables: Sequence[SweepTable], formats: Formats) -> str:
 def _make_columns(table: SweepTable, formats: Formats) -> tuple[list[str], list[list[str]]]:
     """Returns the heads and the rows of a table. Columns without any content are left out."""
     heads, columns = ["arm"], [[row.name + " (baseline)" * row.is_baseline for row in table.rows]]
-    for title in table.columns:
+    for title, unit in zip(table.columns, find_units(table, formats)[1], strict=True):
         form, cells = formats[title], [row.cells.get(title) for row in table.rows]
-        unit = form.title if form.title not in ("", title) else ""
-        heads.append(", ".join(filter(None, (title, unit))) if ":" not in title else title)
+        heads.append(", ".join(filter(None, (title, unit))))
         columns.append([describe_value(cell, form) for cell in cells])
         for head, texts in (
             ("published", [describe_reference(cell, form) for cell in cells]),

@@ -1,6 +1,10 @@
 """Charts show the logged metrics."""
 
+import math
 import re
+
+import pytest
+from matplotlib.figure import Figure
 
 from invnext_jax.evaluation.pages import charts
 
@@ -32,7 +36,23 @@ def test_zero_on_a_log_scale_is_left_out():
 
 
 def test_chart_without_positive_values_on_a_log_scale_is_drawn():
-    assert charts.make_charts([{"step": 0, "grad_norm": 0.0}], "a")
+    before = charts.make_charts([{"step": 1, "grad_norm": 0.0}], "a")[0]["svg"]
+    after = charts.make_charts([{"step": 1, "grad_norm": math.nan}], "a")[0]["svg"]
+    assert before.count("<use") > after.count("<use")  # the point at 0 is visible
+
+
+@pytest.mark.parametrize("step", [0, 1, 500])
+def test_ticks_of_a_single_step_are_whole_steps(step, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
+    )
+    charts.make_charts([{"step": step, "loss": 2.0}], "a")
+    low, high = figures[0].axes[0].get_xlim()
+    ticks = [tick for tick in figures[0].axes[0].get_xticks() if low <= tick <= high]
+    assert ticks and all(tick == round(tick) for tick in ticks)
+    assert low <= step <= high
 
 
 def test_values_keep_three_digits():

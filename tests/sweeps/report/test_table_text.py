@@ -53,6 +53,23 @@ def test_markdown_shows_values_states_and_differences():
     assert rows[3][3:] == ["-1.0 [-2.0, +0.0] (2 seeds)", "failed: non-finite"]
 
 
+def test_the_unit_of_all_columns_is_written_once():
+    cells = {"shape": TABLE.rows[0].cells["K400"], "color": TABLE.rows[1].cells["K400"]}
+    table = SweepTable("", tuple(cells), (ArmRow("a", False, cells),))
+    lines = write_markdown([table], dict.fromkeys(cells, find_format("top1"))).splitlines()
+    assert lines[0] == "Values: top-1, %" and lines[1] == ""
+    assert [head.strip() for head in lines[2].split("|")[1:4]] == ["arm", "shape", "published"]
+    assert lines[2].count("top-1") == 0
+
+
+def test_titles_that_end_in_their_unit_do_not_repeat_it():
+    titles = ("probe: shape, top-1, %", "loss")
+    cells = dict(zip(titles, TABLE.rows[0].cells.values(), strict=True))
+    table = SweepTable("", titles, (ArmRow("a", False, cells),))
+    formats = {titles[0]: find_format("top1"), "loss": find_format("loss")}
+    assert write_markdown([table], formats).count("top-1, %") == 1
+
+
 def test_csv_has_all_numbers():
     rows = list(csv.DictReader(io.StringIO(write_csv([TABLE], FORMATS))))
     assert [(row["arm"], row["column"]) for row in rows] == [
