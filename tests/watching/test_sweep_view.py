@@ -25,6 +25,7 @@ def test_a_sweep_that_has_not_started(sweep, tmp_path):
     assert "Not started" in sections["status"] and "5 jobs (5 waiting)" in sections["status"]
     assert sections["jobs"].count("<tr>") == 6 and "s2-a0" in sections["jobs"]
     assert "<svg" not in sections["tables"]
+    assert "No job with values for this table has finished yet" in sections["tables"]
 
 
 def test_all_arms_are_lines_of_one_chart(sweep, tmp_path):

@@ -77,6 +77,8 @@ def write_markdown(tables: Sequence[SweepTable], formats: Formats) -> str:
         if unit := find_units(table, formats)[0]:
             parts.append(f"Values: {unit}\n")
         parts.append(_write_rows(*_make_columns(table, formats)))
+        if not table.columns:
+            parts.append("No job with values for this table has finished yet.\n")
     return "\n".join(parts)
 
 

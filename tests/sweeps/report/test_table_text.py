@@ -70,6 +70,12 @@ def test_titles_that_end_in_their_unit_do_not_repeat_it():
     assert write_markdown([table], formats).count("top-1, %") == 1
 
 
+def test_a_table_without_values_says_so():
+    text = write_markdown([SweepTable("", (), (ArmRow("a", False, {}),))], {})
+    assert text.splitlines()[0] == "| arm |"
+    assert text.endswith("No job with values for this table has finished yet.\n")
+
+
 def test_csv_has_all_numbers():
     rows = list(csv.DictReader(io.StringIO(write_csv([TABLE], FORMATS))))
     assert [(row["arm"], row["column"]) for row in rows] == [
