@@ -12,6 +12,7 @@ import av
 from av.stream import Disposition
 
 MAX_PIXELS = 2**26  # limit per frame, twice 8K; a damaged header may specify far more
+MAX_EXTRADATA_BYTES = 2**24  # FFmpeg copies and scans them many times; usually less than 1 kB
 # The demuxers that FFmpeg may use. Each of them reads only one file. Playlists, session
 # descriptions, image sequences, still images, capture devices and formats that open further files
 # are excluded.
@@ -34,9 +35,8 @@ MIN_SHARE = 0.98  # a file with a smaller share of the frames or bytes in its he
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 MAX_STREAM_PACKETS = 500  # packets read to find out which of several streams are still images
 DEFAULT_BONUS = 5_000_000  # bonus in pixels that ffmpeg gives to a stream marked as the default
-SEGMENT = (
-    b"\x18\x53\x80\x67"  # ID of the Matroska element that contains everything after the file header
-)
+# ID of the Matroska element that contains everything after the file header.
+SEGMENT = b"\x18\x53\x80\x67"
 HEAD_BYTES = 4096  # bytes read from a file to find that element
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
 X264_EXACT = 151  # older builds deviate from the standard, so the decoder needs the build number
@@ -101,6 +101,8 @@ def open_stream(source, **options) -> Iterator[av.VideoStream]:
         stack.enter_context(_convert_errors())
         container = stack.enter_context(_open(source, options))
         stream = _choose_stream(source, container)
+        if (size := stream.codec_context.extradata_size) > MAX_EXTRADATA_BYTES:
+            raise BadVideo(f"{size} bytes of codec parameters")
         # One thread per video: the workers share the cores, and frame threading slows down seeks.
         stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

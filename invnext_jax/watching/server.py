@@ -3,6 +3,7 @@
 The addresses are fixed: no part of a request is used as a path.
 """
 
+import contextlib
 import http.server
 import json
 import select
@@ -22,6 +23,7 @@ from invnext_jax.watching.live_page import LivePage
 ADDRESS = "127.0.0.1"
 _HOSTS = ("127.0.0.1", "localhost")
 _MAX_CONNECTIONS = 32
+_REQUEST_SECONDS = 10.0  # for a complete request
 _POLL_SECONDS = 0.5  # between two checks whether a viewer has left
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; connect-src 'self'; "
@@ -92,11 +94,26 @@ class WatchServer(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: WatchServer
-    timeout = 10.0  # of each read and write
+    timeout = 10.0  # of each read, and of each answer or event
     server_version, sys_version = "watch", ""
+
+    def handle(self) -> None:
+        """Answers a request. A client that sends it byte by byte would otherwise keep its place."""
+        self._deadline = threading.Timer(_REQUEST_SECONDS, self._shut_down)
+        self._deadline.daemon = True
+        self._deadline.start()
+        try:
+            super().handle()
+        finally:
+            self._deadline.cancel()
+
+    def _shut_down(self) -> None:
+        with contextlib.suppress(OSError):  # the client has closed the connection
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:  # noqa: N802
         """Answers a GET request."""
+        self._deadline.cancel()
         # A web page whose name was changed to resolve to this machine (DNS rebinding) is refused.
         if self.headers.get("Host", "").partition(":")[0] not in _HOSTS:
             self.send_error(HTTPStatus.FORBIDDEN)

@@ -161,6 +161,17 @@ def test_8k_decodes_in_bounded_memory_and_more_is_refused(tmp_path, monkeypatch)
     assert "max pixel count" in reason(path, short_side=256)
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_large_codec_parameters_are_refused(ending, tmp_path, videos, monkeypatch):
+    path = write(videos, tmp_path / f"a.{ending}", "h264")
+    with av.open(path) as container:
+        size = container.streams.video[0].codec_context.extradata_size
+    monkeypatch.setattr(demux, "MAX_EXTRADATA_BYTES", size)
+    assert len(decode.read_frames(path, lambda _: [0])) == 1
+    monkeypatch.setattr(demux, "MAX_EXTRADATA_BYTES", size - 1)
+    assert reason(path) == f"{path}: {size} bytes of codec parameters"
+
+
 @pytest.mark.parametrize(("codec", "ending"), [("vp9", "webm"), ("h264", "mkv"), ("mpeg4", "avi")])
 def test_a_wrong_file_extension_is_ignored(codec, ending, tmp_path, videos):
     path = write(videos, tmp_path / f"a.{ending}", codec)

@@ -98,6 +98,22 @@ def test_a_forwarded_port_is_accepted(server, host):
     assert request(server, headers={"Host": host})[0] == 200
 
 
+def test_clients_that_send_single_bytes_do_not_keep_their_places(server, monkeypatch):
+    monkeypatch.setattr(server_lib, "_REQUEST_SECONDS", 1.0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(server_lib._MAX_CONNECTIONS):
+            address = "127.0.0.1", server.server_port
+            client = stack.enter_context(socket.create_connection(address))
+            client.sendall(b"GET")
+            client.settimeout(0.2)
+        end = time.monotonic() + 20
+        with pytest.raises(OSError, match="reset|Broken pipe"):
+            while time.monotonic() < end:
+                client.sendall(b"E")
+                time.sleep(0.2)
+        assert request(server)[0] == 200
+
+
 def test_events_of_another_site_are_refused(server):
     headers = {"Sec-Fetch-Site": "cross-site"}
     assert request(server, "/events", headers=headers)[0] == 403
