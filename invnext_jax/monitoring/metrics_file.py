@@ -1,6 +1,7 @@
 """Reads and writes the metrics of a run: metrics.jsonl and TensorBoard events."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -15,10 +16,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from invnext_jax import atomic_file, file_lock
+from invnext_jax import atomic_file, file_lock, regular_file
 from invnext_jax.errors import UserError
 
 FILE = "metrics.jsonl"
+MAX_LINE = 2**24  # a record has a few kB
 
 
 class MetricWriter:
@@ -165,14 +167,24 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl, oldest record first. An incomplete last line is ignored.
 
     Raises:
-      UserError: a complete line is not a record.
+      UserError: a complete line is not a record, a line is too long, or the file is not a regular
+        file.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
         return []
     records = []
-    with open(path, errors="replace") as file:
-        for number, line in enumerate(file, 1):
+    try:
+        binary = regular_file.open_regular(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): move it away") from error
+    with io.TextIOWrapper(binary, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), ""), 1):
+            if len(line) == MAX_LINE:
+                raise UserError(
+                    f"line {number} of {path} has {MAX_LINE} characters or more: remove that line, "
+                    "or move the file away"
+                )
             if not line.endswith("\n"):
                 break
             try:

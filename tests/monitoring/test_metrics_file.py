@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -81,3 +82,18 @@ def test_tensorboard_has_each_scalar_once_after_a_restart(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 20), (3, 30)]
+
+
+def test_files_that_are_not_regular_and_long_lines_are_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="cannot be read .Not a regular file.: move it away"):
+        metrics_file.read_metrics(tmp_path)
+    path.unlink()
+    write(tmp_path, 0, [{"step": 1, "loss": 0.5}])
+    record = path.read_text()
+    monkeypatch.setattr(metrics_file, "MAX_LINE", len(record) + 1)
+    assert metrics_file.read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
+    path.write_text(record + " " * 10**6)
+    with pytest.raises(UserError, match="line 2 of .* or more: remove that line"):
+        metrics_file.read_metrics(tmp_path)
