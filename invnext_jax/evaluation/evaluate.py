@@ -146,13 +146,13 @@ def _evaluate(
     checkpoint_key = encoder.key
     code = {evaluator.name: registry.describe_source(evaluator, config) for evaluator in evaluators}
     key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
-    if results := results_file.read_cache(folder / RESULTS, key):
+    if results := results_file.read_cache(folder / RESULTS, key, folder):
         log_on_process_0(f"{folder / RESULTS} is up to date.")
         if "videos" not in results:  # of an older version; the key contains the same hashes
             results["videos"] = dict(dataset.video_digests)
             results_file.write(folder / RESULTS, results)
         return results
-    results_file.warn_if_replaced(folder / RESULTS, str(config.checkpoint))
+    results_file.warn_if_replaced(folder / RESULTS, str(config.checkpoint), key)
 
     splits = split_checks.SplitReport({}, [])
     if has_manifests:
@@ -263,8 +263,8 @@ def _measure(
 
 
 def _cached(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns the contents of a cache file; calls `measure` if the file has a different key."""
-    found = results_file.read_cache(path, key)
+    """Returns the contents of a cache file; calls `measure` if it has another key or is damaged."""
+    found = results_file.read_cache(path, key, path.parent.parent)
     if found is None:
         found = {"key": key, **measure()}
         results_file.write(path, found)

@@ -19,6 +19,7 @@ import jax
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation import nearest_neighbors, video_scores
 from invnext_jax.evaluation.features import TokenStatistics
 from invnext_jax.json_file import read_object
 from invnext_jax.multihost import consensus
@@ -240,33 +241,51 @@ def find_file(folder: Path, name: str) -> Path | None:
     return path if not Path(name).is_absolute() and path.is_relative_to(root) else None
 
 
-def read_cache(path: Path, key: str) -> dict[str, Any] | None:
+def read_cache(path: Path, key: str, folder: Path) -> dict[str, Any] | None:
     """Reads a cache file on process 0 and broadcasts it, so that all processes do the same work.
 
-    Returns None if the file is missing or damaged, or has a different key.
+    Returns None if the file is missing or damaged, or has a different key, or if a file of scores
+    or neighbors that it names is missing or damaged. Its paths are relative to `folder`.
     """
     with consensus.all_hosts_agree(f"reading {path.name}") as shared:
         if jax.process_index() == 0:
-            shared.value = _read(path, key)
+            shared.value = _read(path, key, folder)
     return shared.value
 
 
-def _read(path: Path, key: str) -> dict[str, Any] | None:
+def _read(path: Path, key: str, folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
         found = read_object(path, max_bytes=MAX_BYTES)
     except UserError:
         return None
-    return found if found.get("key") == key else None
+    if found.get("key") != key:
+        return None
+    if name := _find_damaged(folder, found):
+        print(f"note: {folder / name} is missing or damaged, so its rows are measured again.")
+        return None
+    return found
 
 
-def warn_if_replaced(path: Path, checkpoint: str) -> None:
-    """Prints a note if the file exists. It has results of another checkpoint or other options."""
+def _find_damaged(folder: Path, results: Mapping[str, Any]) -> str:
+    """Returns the first file of scores or neighbors that cannot be read; "" if there is none."""
+    for place in filter(None, (row.get("scores") for row in results["rows"])):
+        if video_scores.read(folder / place["file"], place["row"]) is None:
+            return place["file"]
+    name = results.get("neighbors")
+    return name if name and nearest_neighbors.read_nearest_videos(folder / name) is None else ""
+
+
+def warn_if_replaced(path: Path, checkpoint: str, key: str) -> None:
+    """Prints a note if the file has results of another checkpoint or other options."""
     if jax.process_index() > 0 or not path.is_file():
         return
     with contextlib.suppress(UserError):  # a damaged file is replaced as well
-        found = read_object(path, max_bytes=MAX_BYTES).get("checkpoint")
+        results = read_object(path, max_bytes=MAX_BYTES)
+        if results.get("key") == key:  # only its scores are damaged
+            return
+        found = results.get("checkpoint")
         what = f"of {found}" if found != checkpoint else "with other options, weights or videos"
         print(
             f"note: {path} has results {what}, which will be replaced. To keep them, use another "

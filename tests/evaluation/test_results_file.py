@@ -134,8 +134,8 @@ def test_files_must_be_inside_the_workdir(tmp_path):
 )
 def test_a_note_says_that_results_will_be_replaced(checkpoint, what, tmp_path, capsys):
     path = tmp_path / "results.json"
-    results_file.warn_if_replaced(path, "runs/b")
+    results_file.warn_if_replaced(path, "runs/b", "key")
     assert not capsys.readouterr().out
     path.write_text(json.dumps({"checkpoint": checkpoint}))
-    results_file.warn_if_replaced(path, "runs/b")
+    results_file.warn_if_replaced(path, "runs/b", "key")
     assert f"has results {what}, which will be replaced" in capsys.readouterr().out

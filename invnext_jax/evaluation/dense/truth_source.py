@@ -1,11 +1,16 @@
 """Opens the ground truth of a data set by the name in a config."""
 
+import functools
+import os
+from collections.abc import Sequence
 from typing import Any
 
+from invnext_jax.checkpointing import video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth import world
 from invnext_jax.evaluation.truth.box_tracks import BoxTracks
 from invnext_jax.evaluation.truth.depth_folders import Kitti, ScanNet
 from invnext_jax.evaluation.truth.joints import JhmdbJoints
@@ -13,9 +18,12 @@ from invnext_jax.evaluation.truth.masks import DavisMasks
 from invnext_jax.evaluation.truth.track_windows import WindowRules
 from invnext_jax.evaluation.truth.truth import Truth
 from invnext_jax.evaluation.truth.world import WorldTruth
+from invnext_jax.json_file import hash_json
 
 # Options of a section on which the ground truth depends, besides those of the clips.
 OPTIONS = ("data", "root", "stride", "fps")
+BOXES = "boxes"
+SPLITS = ("train", "val")
 WORLD = "world"  # ground truth of the two manifests; other data sets are in the folder `root`
 
 
@@ -34,6 +42,50 @@ def check_source(settings: Any, name: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name}.data={settings.data!r} must be one of {choices}")
     if settings.data != WORLD and not settings.root:
         raise UserError(f"{name}.root is empty: set it to the folder of {settings.data}")
+
+
+def hash_files(settings: Any, config: Any) -> str:
+    """Returns a hash of the local files of the ground truth; "" if there are none.
+
+    Folders of images are not hashed, because they have too many files.
+
+    Args:
+      settings: see `open_truth`.
+      config: see `open_truth`.
+    """
+    if settings.data == WORLD:
+        return hash_world(config)
+    paths = (
+        [_find_boxes(settings.root, split) for split in SPLITS] if settings.data == BOXES else ()
+    )
+    return _hash_paths(paths, config.data.clip_seconds)
+
+
+def hash_world(config: Any) -> str:
+    """Returns a hash of the ground truth of the written worlds in the manifests of a config."""
+    names = [name for s in SPLITS for name in manifest_lib.split_names(config[f"{s}_manifest"])]
+    rules = AccessRules.from_config(config.data)
+    paths = []
+    for name in filter(os.path.isfile, names):
+        paths += world.list_files(manifest_lib.read_manifest([name], rules))
+    return _hash_paths(paths, config.data.clip_seconds)
+
+
+def _hash_paths(paths: Sequence[str], seconds: float) -> str:
+    """Returns a hash of files: of their sizes, and of the first and last 64 KiB of each."""
+    found = {path: os.stat(path) for path in paths if os.path.isfile(path)}
+    versions = tuple((path, s.st_size, s.st_mtime_ns) for path, s in found.items())
+    return _hash_versions(versions, seconds) if versions else ""
+
+
+@functools.lru_cache(maxsize=4)  # the evaluators of an evaluation have the same files
+def _hash_versions(versions: Sequence[tuple[str, int, int]], seconds: float) -> str:
+    return hash_json(list(video_digests.digest_files([path for path, *_ in versions], seconds)))
+
+
+def _find_boxes(root: str, split: str) -> str:
+    """Returns the path of the boxes of a split."""
+    return f"{root}/{split}/tracks.jsonl"
 
 
 def open_truth(settings: Any, split: str, config: Any) -> Truth:
@@ -70,5 +122,5 @@ def open_truth(settings: Any, split: str, config: Any) -> Truth:
         stride=settings.stride,
         min_together=min(WindowRules.min_together, data.frames),
     )
-    path, seconds = f"{root}/{split}/tracks.jsonl", data.clip_seconds
+    path, seconds = _find_boxes(root, split), data.clip_seconds
     return BoxTracks(path, size=data.size, rules=rules, seconds=seconds)

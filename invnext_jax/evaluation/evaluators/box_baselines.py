@@ -19,6 +19,7 @@ from einops import rearrange
 from sklearn.ensemble import RandomForestClassifier
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.classification import (
     ClassifierResult,
@@ -38,6 +39,10 @@ class BoxBaselines:
     name = "box_baselines"
     is_baseline = True
     options = ("trees",)
+
+    def hash_files(self, config: Any) -> str:
+        """Returns a hash of the files of the ground truth."""
+        return truth_source.hash_world(config)
 
     def check_config(self, config: Any) -> None:
         """Checks the number of trees."""

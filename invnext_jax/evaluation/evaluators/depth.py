@@ -54,6 +54,10 @@ class Depth:
         """Whether the evaluator reads the manifests; see `registry.needs_manifests`."""
         return config.depth.data == WORLD
 
+    def hash_files(self, config: Any) -> str:
+        """Returns a hash of the files of the ground truth; see `truth_source.hash_files`."""
+        return truth_source.hash_files(config.depth, config)
+
     def check_config(self, config: Any) -> None:
         """Checks `config.depth`."""
         settings, name = config.depth, "config.depth"
@@ -95,7 +99,7 @@ class Depth:
             settings,
             seed=config.seed,
             name=title,
-            saved=inputs.state_file(self.name, json_settings),
+            saved=inputs.state_file(self.name, json_settings, self.hash_files(config)),
         )
         clips.close()
         if text := clips.skipped.describe(len(train_rows)):

@@ -49,6 +49,10 @@ class LabelPropagation:
         """Whether the evaluator reads the manifests; see `Evaluator`."""
         return config.label_propagation.data == WORLD
 
+    def hash_files(self, config: Any) -> str:
+        """Returns a hash of the files of the ground truth; see `truth_source.hash_files`."""
+        return truth_source.hash_files(config.label_propagation, config)
+
     def check_config(self, config: Any) -> None:
         """Checks `config.label_propagation`."""
         settings, name = config.label_propagation, "config.label_propagation"
@@ -85,7 +89,7 @@ class LabelPropagation:
         )
         truth = truth_source.open_truth(settings, "val", config)
         json_settings = run_metadata.config_to_json(config)["label_propagation"]
-        saved = inputs.state_file(self.name, json_settings)
+        saved = inputs.state_file(self.name, json_settings, self.hash_files(config))
         skip_last = settings.data == "davis"  # as in the official evaluation
         points = POINT_COUNT[settings.data]
         scores, skipped = score_videos(propagation, truth, points, saved, skip_last=skip_last)

@@ -53,6 +53,10 @@ class Tracking:
         """Whether the evaluator reads the manifests; see `registry.needs_manifests`."""
         return config.tracking.data == WORLD
 
+    def hash_files(self, config: Any) -> str:
+        """Returns a hash of the files of the ground truth; see `truth_source.hash_files`."""
+        return truth_source.hash_files(config.tracking, config)
+
     def check_config(self, config: Any) -> None:
         """Checks `config.tracking`."""
         settings, name = config.tracking, "config.tracking"
@@ -84,7 +88,7 @@ class Tracking:
         train_rows, held_rows = truth_clips.hold_out_videos(
             truths["train"].videos, share, config.seed
         )
-        json_settings = run_metadata.config_to_json(config)["tracking"]
+        key = run_metadata.config_to_json(config)["tracking"], self.hash_files(config)
         for target in settings.targets:
             names, title = (source, *TARGETS[target]), f"{self.name} of {target}, {inputs.name}"
             clips = truth_clips.TruthClips(truths["train"], train_rows, names)
@@ -95,7 +99,7 @@ class Tracking:
                 settings,
                 seed=config.seed,
                 name=title,
-                saved=inputs.state_file(f"{self.name}-{target}", json_settings, target),
+                saved=inputs.state_file(f"{self.name}-{target}", *key, target),
             )
             clips.close()
             if text := clips.skipped.describe(len(train_rows)):

@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import ml_collections
 import numpy as np
+import pytest
 from toy_evaluation import get_config
 
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.evaluation import evaluate, pretrained
+from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.evaluators import box_baselines, supervised
 from invnext_jax.evaluation.feature_store import extraction
 from invnext_jax.weights import export
@@ -77,3 +80,66 @@ def test_replaced_videos_are_evaluated_again(folder, tmp_path, monkeypatch):
     assert keys[0] == keys[1] != first["key"]
     stored = np.load(tmp_path / "p" / "features" / "encoder-train" / "000000-frames.npy")
     np.testing.assert_allclose(*stored[:2], atol=1e-5)  # the new features are stored
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated"])
+@pytest.mark.parametrize("file", ["knn-encoder.npz", "neighbors-encoder.npz"])
+def test_rows_whose_scores_are_lost_are_measured_again(folder, tmp_path, capsys, file, damage):
+    config = get_config(folder, evaluators=("knn",), controls=False, tasks=("shape",))
+    first = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    path = tmp_path / "p" / "rows" / file
+    content = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(content[:100])
+    capsys.readouterr()
+    again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    out = capsys.readouterr().out
+    assert f"note: {path} is missing or damaged, so its rows are measured again." in out
+    assert "will be replaced" not in out
+    assert path.read_bytes() == content
+    values = [[row["value"] for row in found["rows"]] for found in (first, again)]
+    assert values[0] == values[1]
+
+
+def test_replaced_ground_truth_is_evaluated_again(folder, tmp_path):
+    shutil.copytree(folder / "world", tmp_path / "world")
+    changes = {"evaluators": ("box_baselines",), "tasks": ("motion",)}
+    checkpoint = str(folder / "encoder.safetensors")
+    config = get_config(tmp_path, checkpoint=checkpoint, **changes)
+    first, again = (evaluate.evaluate_checkpoint(config, tmp_path / "p") for _ in range(2))
+    assert again == first
+    files = sorted((tmp_path / "world" / "gt" / "train").glob("*.npz"))
+    for path in files[1:]:
+        path.write_bytes(files[0].read_bytes())
+    changed = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    assert changed["key"] != first["key"]
+    # All training videos have the same boxes, so that nothing can be learned.
+    (order, no_order) = (
+        next(row["value"] for row in found["rows"] if row["name"] == "ordered_track")
+        for found in (first, changed)
+    )
+    assert order != no_order
+
+
+def test_the_hash_of_ground_truth_depends_on_its_files_only(folder, tmp_path):
+    shutil.copytree(folder / "world", tmp_path / "world")
+    config = get_config(tmp_path)
+    hashes = [truth_source.hash_world(config)]
+    assert hashes[0] == truth_source.hash_world(get_config(folder)) != ""
+    path = next((tmp_path / "world" / "gt" / "val").glob("*.npz"))
+    path.touch()
+    assert truth_source.hash_world(config) == hashes[0]
+    path.write_bytes(path.read_bytes() + b"x")
+    hashes.append(truth_source.hash_world(config))
+    path.unlink()
+    hashes.append(truth_source.hash_world(config))
+    assert len(set(hashes)) == 3
+    config.update(train_manifest="world:simple/train?videos=4", val_manifest="none.csv")
+    assert truth_source.hash_world(config) == ""
+    settings = ml_collections.ConfigDict({"data": "boxes", "root": str(tmp_path)})
+    assert truth_source.hash_files(settings, config) == ""
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "tracks.jsonl").write_text("{}")
+    assert truth_source.hash_files(settings, config) != ""
