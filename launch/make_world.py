@@ -32,7 +32,9 @@ _CLUTTER = flags.DEFINE_integer(
 _ANTICIPATION_VIDEOS = flags.DEFINE_integer(
     "anticipation_videos", 0, "Number of clips of the level anticipation in OUT/anticipation."
 )
-_WORKERS = flags.DEFINE_integer("workers", 0, "Number of processes; 0: one per CPU core.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Number of processes; 0: one per CPU core.", lower_bound=0
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -60,7 +60,9 @@ _FEATURE = flags.DEFINE_string("feature", "", "TFDS data set: name of the featur
 _SPLIT = flags.DEFINE_string(
     "split", "", "Split of a list or data set that has several splits; shards: train by default."
 )
-_WORKERS = flags.DEFINE_integer("workers", 0, "Number of processes; 0: one per CPU core.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Number of processes; 0: one per CPU core.", lower_bound=0
+)
 _SECONDS = flags.DEFINE_float("seconds", 0.0, "Time limit per file; 0: index 60, shards 600.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a manifest that has different contents."

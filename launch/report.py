@@ -18,7 +18,7 @@ from invnext_jax.sweeps.sweep_folder import SweepFolder
 from invnext_jax.training import compilation
 
 _OUT = flags.DEFINE_string("out", "report.html", "The HTML file to write.")
-_CLIPS = flags.DEFINE_integer("clips", 3, "Number of clips to show. 0: none.")
+_CLIPS = flags.DEFINE_integer("clips", 3, "Number of clips to show. 0: none.", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> None:
