@@ -73,12 +73,12 @@ def _list_failures(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> list
 
 def _describe_table(sweep: ExpandedSweep, table: SweepTable, results: Results) -> dict[str, Any]:
     columns = []
-    shared, units = table_text.find_units(table, results.formats)
-    for title, unit in zip(table.columns, units, strict=True):
+    unit_of_all, heads = table_text.describe_columns(table, results.formats)
+    for title, (shown, unit) in zip(table.columns, heads, strict=True):
         cells = [row.cells.get(title) for row in table.rows]
         columns.append(
             {
-                "title": title,
+                "title": shown,
                 "unit": unit,
                 "published": any(cell is not None and cell.reference is not None for cell in cells),
             }
@@ -86,7 +86,7 @@ def _describe_table(sweep: ExpandedSweep, table: SweepTable, results: Results) -
     base = [row.name for row in table.rows if row.is_baseline]
     return {
         "title": table.title,
-        "unit": shared,
+        "unit": unit_of_all,
         "columns": columns,
         "baseline": base[0] if base else "",
         "rows": [

@@ -53,19 +53,21 @@ def describe_reference(cell: Cell | None, form: MetricFormat) -> str:
     return form.write(cell.reference / form.scale)
 
 
-def find_units(table: SweepTable, formats: Formats) -> tuple[str, list[str]]:
-    """Returns the unit of all columns of a table, and the unit of each column.
+def describe_columns(table: SweepTable, formats: Formats) -> tuple[str, list[tuple[str, str]]]:
+    """Returns the unit of a table, and the title and the unit of each column.
 
-    If all columns have the same unit, it is the first value, and those of the columns are "".
-    Titles that end in their unit, such as those without `COLUMNS` in the sweep file, have none.
+    A unit that all columns share is that of the table; those of the columns are then "". Titles do
+    not contain their unit a second time.
     """
-    units = []
+    columns = []
     for title in table.columns:
         unit = formats[title].title
-        units.append("" if unit == title or title.endswith(unit) else unit)
-    if len(units) > 1 and units[0] and len(set(units)) == 1:
-        return units[0], [""] * len(units)
-    return "", units
+        short = title.removesuffix(f", {unit}") if unit else title
+        columns.append((short, "" if short == title and title.endswith(unit) else unit))
+    units = {unit for _, unit in columns}
+    if len(columns) > 1 and len(units) == 1:
+        return units.pop(), [(title, "") for title, _ in columns]
+    return "", columns
 
 
 def write_markdown(tables: Sequence[SweepTable], formats: Formats) -> str:
@@ -74,7 +76,7 @@ def write_markdown(tables: Sequence[SweepTable], formats: Formats) -> str:
     for table in tables:
         if table.title:
             parts.append(f"## {table.title}\n")
-        if unit := find_units(table, formats)[0]:
+        if unit := describe_columns(table, formats)[0]:
             parts.append(f"Values: {unit}\n")
         parts.append(_write_rows(*_make_columns(table, formats)))
         if not table.columns:
@@ -85,9 +87,9 @@ def write_markdown(tables: Sequence[SweepTable], formats: Formats) -> str:
 def _make_columns(table: SweepTable, formats: Formats) -> tuple[list[str], list[list[str]]]:
     """Returns the heads and the rows of a table. Columns without any content are left out."""
     heads, columns = ["arm"], [[row.name + " (baseline)" * row.is_baseline for row in table.rows]]
-    for title, unit in zip(table.columns, find_units(table, formats)[1], strict=True):
+    for title, head in zip(table.columns, describe_columns(table, formats)[1], strict=True):
         form, cells = formats[title], [row.cells.get(title) for row in table.rows]
-        heads.append(", ".join(filter(None, (title, unit))))
+        heads.append(", ".join(filter(None, head)))
         columns.append([describe_value(cell, form) for cell in cells])
         for head, texts in (
             ("published", [describe_reference(cell, form) for cell in cells]),
