@@ -32,6 +32,10 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {
             "level": "simple",  # level of the synthetic world
+            # Factor on the size of the main object, and number of distractors (None: that of the
+            # level).
+            "object_size": 1.0,
+            "clutter": ml_collections.config_dict.placeholder(int),
             "frames": 8,  # frames per clip; each is one training image
             "clips": 4000,
             "val_clips": 500,  # held-out clips for the final measurement

@@ -183,8 +183,16 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
 
 
 def _spec(config: Any, split: str) -> WorldSpec:
-    size = config.teacher.size
-    return WorldSpec(config.data.level, size, config.data.frames, config.seed, split)
+    data = config.data
+    return WorldSpec(
+        level=data.level,
+        size=config.teacher.size,
+        frames=data.frames,
+        seed=config.seed,
+        split=split,
+        object_size=data.object_size,
+        clutter=data.clutter,
+    )
 
 
 class _LogSteps(loop.Callbacks):

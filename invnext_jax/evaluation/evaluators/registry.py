@@ -17,6 +17,7 @@ from invnext_jax.evaluation.evaluators import (
     nearest_neighbors,
     pixel_baselines,
     supervised,
+    temporal_context,
     text_alignment,
     tracking,
 )
@@ -108,6 +109,7 @@ register(label_propagation.LabelPropagation())
 register(anticipation.Anticipation())
 register(text_alignment.TextAlignment())
 register(tracking.Tracking())
+register(temporal_context.TemporalContext())
 register(pixel_baselines.PixelBaselines())
 register(box_baselines.BoxBaselines())
 register(supervised.SupervisedBaseline())

@@ -1,0 +1,170 @@
+"""How much other frames help to predict masked patches: a property of the videos and the masks.
+
+Two predictors of the same size are trained for the same number of steps. One sees the visible
+patches of all frames, the other only those of the frame of the patch that it predicts. If the
+difference between their losses is small, a model that ignores motion can solve the prediction task.
+
+Shape key: b clips, t frames, h w pixels, c channels.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import head_training
+from invnext_jax.evaluation.clips_in_memory import LabeledVideos
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.feature_store.extraction import local_mesh, pad_for_devices
+from invnext_jax.evaluation.head_training import HeadTraining, select_head
+from invnext_jax.evaluation.heads import frame_context
+from invnext_jax.evaluation.heads.frame_context import TARGETS
+from invnext_jax.evaluation.inputs import EvalInputs
+from invnext_jax.evaluation.video_scores import VideoScores
+from invnext_jax.models.patches import normalize
+from invnext_jax.objectives import masks
+from invnext_jax.training import mesh as mesh_lib
+
+INPUTS = {"own frame": False, "all frames": True}  # whether the predictor sees all frames
+GAIN = "gain from other frames"
+
+
+class TemporalContext:
+    """Losses of a predictor that sees all frames and of one that sees a single frame.
+
+    The predictors have the sizes of the checkpoint's config and random initial parameters. It
+    returns no rows for encoders of other projects.
+    """
+
+    name = "temporal_context"
+    is_baseline = False
+    needs_labels = False
+    options = ("temporal_context",)
+
+    def check_config(self, config: Any) -> None:
+        """Checks the targets, the masks and the training."""
+        settings, name = config.temporal_context, "config.temporal_context"
+        head_training.check_training(_training_settings(settings), name)
+        unknown = [target for target in settings.targets if target not in TARGETS]
+        if unknown or not settings.targets:
+            raise UserError(
+                f"{name}.targets={tuple(settings.targets)} must be one or more of "
+                f"{', '.join(map(repr, TARGETS))}"
+            )
+        masks.check_settings(_mask_settings(settings), positions=1)
+
+    def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
+        """Trains the predictors and measures their losses on the held-out videos."""
+        loaded = inputs.encoder.loaded
+        if loaded is None or "predictor" not in loaded.config:
+            print(f"{self.name}: {inputs.encoder.name} has no predictor, skipped", flush=True)
+            return []
+        rows = []
+        for target in config.temporal_context.targets:
+            loss = {}
+            for what, all_frames in INPUTS.items():
+                losses_b, index_b = _measure(inputs, config, target, all_frames=all_frames)
+                loss[what] = losses_b
+                rows.append(self._make_row(inputs, what, target, losses_b, index_b))
+            gain_b = loss["own frame"] - loss["all frames"]
+            rows.append(self._make_row(inputs, GAIN, target, gain_b, index_b))
+        return rows
+
+    def _make_row(self, inputs: EvalInputs, what, target, score_b, index_b) -> Row:
+        count = len(score_b)
+        return Row(
+            evaluator=self.name,
+            name=inputs.name,
+            input=what,
+            task=target,
+            metric="prediction_loss",
+            value=float(np.mean(score_b)),
+            standard_error=float(np.std(score_b, ddof=1) / math.sqrt(count)) if count > 1 else None,
+            n=count,
+            scores=VideoScores(index_b, score_b),
+        )
+
+
+def _training_settings(settings: Any) -> Any:
+    rates = {"learning_rates": (settings.learning_rate,), "weight_decays": (settings.weight_decay,)}
+    return ml_collections.ConfigDict({**settings, **rates})
+
+
+def _mask_settings(settings: Any) -> Any:
+    unused = {"ratio": 0.5, "predicted": 1.0}  # `masks.check_settings` reads them for all kinds
+    return ml_collections.ConfigDict({**settings.mask, "kind": "multi_block", **unused})
+
+
+def _measure(
+    inputs: EvalInputs, config: Any, target: str, *, all_frames: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Trains a predictor; returns the loss of each held-out video and its row in the manifest."""
+    settings, loaded = config.temporal_context, inputs.encoder.loaded
+    train, val = (inputs.dataset.videos(split) for split in ("train", "val"))
+    run_config = loaded.config.copy_and_resolve_references()
+    width = loaded.encoder.width if target == "latents" else loaded.encoder.patch**2 * 3
+    module = frame_context.make_predictor(run_config, width, all_frames=all_frames)
+    batch_size = min(settings.batch_size, len(train.video_bthwc))
+    name = f"{target} from {'all frames' if all_frames else 'one frame'}"
+
+    def make_contexts(frozen, batch, key):
+        video_bthwc = normalize(batch["video"])
+        grid = (video_bthwc.shape[1], module.side, module.side)
+        found = masks.sample_masks(key, len(video_bthwc), grid, _mask_settings(settings))
+        params = frozen["encoder"]
+        return [
+            frame_context.encode_context(loaded.encoder, params, video_bthwc, mask, target)
+            for mask in found
+        ]
+
+    def losses_of(params, contexts):
+        losses = [
+            frame_context.prediction_losses(module.apply({"params": params}, x), x, target)
+            for x in contexts
+        ]
+        return sum(losses) / len(losses)
+
+    def init_params(key):
+        batch = {"video": jnp.zeros((1, *train.video_bthwc.shape[1:]), jnp.uint8)}
+        contexts = make_contexts(inputs.encoder.params, batch, key)
+        return mesh_lib.unbox(module.init(key, contexts[0])["params"])
+
+    trained = head_training.train_heads(
+        init_params,
+        lambda params, contexts, key: jnp.mean(losses_of(params, contexts)),
+        lambda step: _sample_batch(train, batch_size, config.seed, step),
+        head_training.make_grid((settings.learning_rate,), (settings.weight_decay,)),
+        HeadTraining.for_epochs(settings, len(train.video_bthwc) / batch_size, config.seed),
+        name=name,
+        saved=inputs.state_file(
+            f"temporal-context-{target}-{'all' if all_frames else 'own'}", settings.to_dict()
+        ),
+        prepare=make_contexts,
+        frozen=inputs.encoder.params,
+    )
+    params = select_head(trained.params, 0)
+
+    @jax.jit
+    def run(frozen, params, batch, key):
+        return losses_of(params, make_contexts(frozen, batch, key))
+
+    mesh, found = local_mesh(), []
+    key = jax.random.key(config.seed)
+    for first in range(0, len(val.video_bthwc), batch_size):
+        part = val.video_bthwc[first : first + batch_size]
+        padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
+        batch = {"video": pad_for_devices(padded, mesh)}
+        loss_b = run(inputs.encoder.params, params, batch, jax.random.fold_in(key, first))
+        found.append(np.asarray(loss_b)[: len(part)])
+    return np.concatenate(found), val.index_b
+
+
+def _sample_batch(
+    videos: LabeledVideos, batch_size: int, seed: int, step: int
+) -> dict[str, np.ndarray]:
+    rows = np.random.default_rng((seed, step)).choice(len(videos.video_bthwc), batch_size, False)
+    return {"video": videos.video_bthwc[rows]}
