@@ -10,12 +10,11 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import (
     anticipation,
     attentive_probe,
-    box_baselines,
+    baselines,
     depth,
     label_propagation,
     linear_probe,
     nearest_neighbors,
-    pixel_baselines,
     supervised,
     temporal_context,
     text_alignment,
@@ -110,6 +109,6 @@ register(anticipation.Anticipation())
 register(text_alignment.TextAlignment())
 register(tracking.Tracking())
 register(temporal_context.TemporalContext())
-register(pixel_baselines.PixelBaselines())
-register(box_baselines.BoxBaselines())
+register(baselines.PixelBaselines())
+register(baselines.BoxBaselines())
 register(supervised.SupervisedBaseline())

@@ -17,8 +17,8 @@ import numpy as np
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import head_training
-from invnext_jax.evaluation.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.feature_store.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.feature_store.extraction import local_mesh, pad_for_devices
 from invnext_jax.evaluation.head_training import HeadTraining, select_head
 from invnext_jax.evaluation.heads import frame_context
@@ -135,7 +135,7 @@ def _measure(
 
     trained = head_training.train_heads(
         init_params,
-        lambda params, contexts, key: jnp.mean(losses_of(params, contexts)),
+        lambda params, contexts, _: jnp.mean(losses_of(params, contexts)),
         lambda step: _sample_batch(train, batch_size, config.seed, step),
         head_training.make_grid((settings.learning_rate,), (settings.weight_decay,)),
         HeadTraining.for_epochs(settings, len(train.video_bthwc) / batch_size, config.seed),

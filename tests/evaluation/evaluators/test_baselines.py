@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from invnext_jax.evaluation.evaluators import box_baselines, pixel_baselines
+from invnext_jax.evaluation.evaluators import baselines
 from invnext_jax.evaluation.metrics import intervals
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.render import render_clip
@@ -19,22 +19,22 @@ def tracks():
 
 
 def forest(x, labels):
-    return box_baselines.fit_forest(x[:360], labels[:360], x[360:], labels[360:], trees=60).top1
+    return baselines.fit_forest(x[:360], labels[:360], x[360:], labels[360:], trees=60).top1
 
 
 def test_bag_of_boxes_ignores_the_order_of_frames(tracks):
     boxes, _ = tracks
     shuffled = boxes[:, np.random.default_rng(0).permutation(8)]
     np.testing.assert_allclose(
-        box_baselines.bag_of_boxes(boxes), box_baselines.bag_of_boxes(shuffled), atol=1e-6
+        baselines.bag_of_boxes(boxes), baselines.bag_of_boxes(shuffled), atol=1e-6
     )
 
 
 def test_bag_of_frames_ignores_the_order_of_frames():
     video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
     np.testing.assert_allclose(
-        pixel_baselines.bag_of_frames(video),
-        pixel_baselines.bag_of_frames(video[:, ::-1]),
+        baselines.bag_of_frames(video),
+        baselines.bag_of_frames(video[:, ::-1]),
         atol=1e-6,
     )
 
@@ -43,31 +43,29 @@ def test_first_frame_ignores_other_frames():
     video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
     other = video.copy()
     other[:, 1:] = 0
-    np.testing.assert_array_equal(
-        pixel_baselines.first_frame(video), pixel_baselines.first_frame(other)
-    )
+    np.testing.assert_array_equal(baselines.first_frame(video), baselines.first_frame(other))
 
 
 def test_large_frames_are_averaged_over_blocks():
     video = np.random.default_rng(0).integers(0, 256, (1, 1, 70, 64, 3), dtype=np.uint8)
-    small = pixel_baselines.first_frame(video).reshape(35, 32, 3)
+    small = baselines.first_frame(video).reshape(35, 32, 3)
     np.testing.assert_allclose(small[0, 0], video[0, 0, :2, :2].mean(axis=(0, 1)) / 255, rtol=1e-5)
 
 
 def test_boxes_determine_the_motion_only_in_order(tracks):
     boxes, motion = tracks
     error = intervals.binomial_standard_error(1 / 8, 120)
-    assert forest(box_baselines.first_box(boxes), motion) < 1 / 8 + 4 * error
-    assert forest(box_baselines.bag_of_boxes(boxes), motion) < 0.6
-    assert forest(box_baselines.ordered_boxes(boxes), motion) > 0.9
+    assert forest(baselines.first_box(boxes), motion) < 1 / 8 + 4 * error
+    assert forest(baselines.bag_of_boxes(boxes), motion) < 0.6
+    assert forest(baselines.ordered_boxes(boxes), motion) > 0.9
 
 
 def test_boxes_are_read_by_row_number(tmp_path):
     spec = WorldSpec(size=16, frames=4, split="val")
     manifest = write_world(spec, tmp_path, 3, progress=False)
-    found = box_baselines.load_boxes(manifest, [2, 0])
+    found = baselines.load_boxes(manifest, [2, 0])
     np.testing.assert_allclose(found[0, ..., :4], render_clip(spec, 2).boxes, atol=1e-3)
-    assert box_baselines.load_boxes(tmp_path / "elsewhere.csv", [0]) is None
+    assert baselines.load_boxes(tmp_path / "elsewhere.csv", [0]) is None
     for damage in (b"", b"PK\3\4", b"\x93NUMPY"):
         (tmp_path / "gt/val/000001.npz").write_bytes(damage)
-        assert box_baselines.load_boxes(manifest, [0, 1]) is None
+        assert baselines.load_boxes(manifest, [0, 1]) is None

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.evaluators import box_baselines, classification, linear_probe
+from invnext_jax.evaluation.evaluators import baselines, classification, linear_probe
 from invnext_jax.evaluation.metrics import intervals
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -90,7 +90,7 @@ def test_forest_fits_a_nonlinear_relation():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, size=(900, 2))
     labels = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
-    assert box_baselines.fit_forest(*split(x, labels, 600), trees=50).top1 > 0.95
+    assert baselines.fit_forest(*split(x, labels, 600), trees=50).top1 > 0.95
     assert linear_probe.fit_linear(*split(x, labels, 600), inverse_penalties=(1.0,)).top1 < 0.7
 
 

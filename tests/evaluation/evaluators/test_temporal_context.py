@@ -10,7 +10,7 @@ import toy_evaluation
 
 from configs.eval.tasks import temporal_context as config_module
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, inputs, pretrained
+from invnext_jax.evaluation import evaluation_data, inputs, pretrained
 from invnext_jax.evaluation.evaluators.temporal_context import GAIN, TemporalContext
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 
@@ -37,8 +37,8 @@ def test_the_gain_is_the_difference_of_both_losses_of_each_video(
 ):
     toy_evaluation.use_devices(monkeypatch, 1)
     encoder = pretrained.load_frozen(checkpoint)
-    config = evaluate.resolve(config, encoder)
-    dataset = inputs.EvaluationData(config, ())
+    config = evaluation_data.resolve(config, encoder)
+    dataset = evaluation_data.EvaluationData(config, ())
     cache = FeatureCache(tmp_path / "features")
     found = TemporalContext().evaluate(
         inputs.EvalInputs("encoder", dataset, lambda: encoder, cache), config

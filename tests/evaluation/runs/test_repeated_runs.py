@@ -11,7 +11,7 @@ from toy_evaluation import get_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.evaluation import evaluate, pretrained
 from invnext_jax.evaluation.dense import truth_source
-from invnext_jax.evaluation.evaluators import box_baselines, supervised
+from invnext_jax.evaluation.evaluators import baselines, supervised
 from invnext_jax.evaluation.feature_store import extraction
 from invnext_jax.weights import export
 
@@ -39,7 +39,7 @@ def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monk
     export.write_export(tmp_path / "other.safetensors", {"encoder": params}, about)
     monkeypatch.setattr(pretrained, "init_encoder", None)
     monkeypatch.setattr(supervised, "train_supervised", None)
-    monkeypatch.setattr(box_baselines, "fit_forest", None)
+    monkeypatch.setattr(baselines, "fit_forest", None)
     capsys.readouterr()
     again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
     note = f"has results of {folder}/encoder.safetensors, which will be replaced. To keep them, use"

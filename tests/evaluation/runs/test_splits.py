@@ -12,7 +12,7 @@ from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, evaluation_data, pretrained, split_checks, tables
 from invnext_jax.evaluation.evaluators import (
-    box_baselines,
+    baselines,
     classification,
     linear_probe,
     supervised,
@@ -41,7 +41,7 @@ def test_videos_without_a_label_neither_train_nor_count():
     penalties = probe_config.get_config("tiny").inverse_penalties
     for fit in (
         functools.partial(linear_probe.fit_linear, inverse_penalties=penalties),
-        functools.partial(box_baselines.fit_forest, trees=5),
+        functools.partial(baselines.fit_forest, trees=5),
     ):
         plain, found = (
             dataclasses.asdict(classification.fit_tasks(x, y, ["shape"], fit)["shape"])

@@ -1,10 +1,12 @@
-"""Random-forest baselines on the ground-truth boxes of the synthetic world.
+"""Baselines without an encoder: linear probes of raw pixels and random forests of true boxes.
 
-Random forests are used because motion is not a linear function of the boxes. The boxes of the first
-frame and the bag of boxes are lower bounds that ignore temporal order. The ordered boxes show the
+The first frame shows the accuracy that is possible without motion, and the bag of frames the
+accuracy that is possible without the order of the frames. Random forests are used for the boxes of
+the synthetic world because motion is not a linear function of them. The ordered boxes show the
 accuracy that is possible with a perfect tracker.
 
-Shape key: b videos, t frames, k objects, d features (of a box: corners x0 y0 x1 y1, visibility).
+Shape key: b videos, t frames, h w pixels, c channels, k objects, d features (of a box: corners
+x0 y0 x1 y1, visibility).
 """
 
 import functools
@@ -15,12 +17,13 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from einops import rearrange
+from einops import rearrange, reduce
 from sklearn.ensemble import RandomForestClassifier
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.evaluation_data import SPLITS
+from invnext_jax.evaluation.evaluators import linear_probe
 from invnext_jax.evaluation.evaluators.classification import (
     ClassifierResult,
     fit_tasks,
@@ -31,6 +34,57 @@ from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.truth import world
 from invnext_jax.evaluation.truth.truth import BadTruth
+
+MAX_SIDE = 32  # pixels; videos are downscaled so that the shorter side has about this size
+
+
+class PixelBaselines:
+    """Linear probes of raw pixels, with one row for each baseline and task."""
+
+    name = "pixel_baselines"
+    is_baseline = True
+    options = ("inverse_penalties", "held_out")
+
+    def check_config(self, config: Any) -> None:
+        """Checks the options of the fit."""
+        linear_probe.check_fit_config(config)
+
+    def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
+        """Fits the probes on standardized pixels."""
+        train, val = inputs.dataset.videos("train"), inputs.dataset.videos("val")
+        rows = []
+        for name, make_features in {
+            "first_frame": first_frame,
+            "bag_of_frames": bag_of_frames,
+        }.items():
+            data = (make_features(part.video_bthwc) for part in (train, val))
+            data = linear_probe.standardize(*data)
+            results = linear_probe.fit_linear_tasks(
+                data, (train.labels, val.labels), inputs, config
+            )
+            rows += make_rows(self.name, name, "pixels", results, val.index_b)
+        return rows
+
+
+def first_frame(video_bthwc: np.ndarray) -> np.ndarray:
+    """Returns the pixels of the first frame: float32 [b d], values from 0 to 1."""
+    return rearrange(_shrink(video_bthwc[:, :1]), "b 1 h w c -> b (h w c)")
+
+
+def bag_of_frames(video_bthwc: np.ndarray) -> np.ndarray:
+    """Returns the mean and standard deviation of each pixel over the frames: float32 [b d]."""
+    small_bthwc = _shrink(video_bthwc)
+    parts = [small_bthwc.mean(axis=1), small_bthwc.std(axis=1)]
+    return np.concatenate([rearrange(part, "b h w c -> b (h w c)") for part in parts], axis=1)
+
+
+def _shrink(video_bthwc: np.ndarray) -> np.ndarray:
+    """Averages square blocks of pixels so that the shorter side becomes about `MAX_SIDE`."""
+    block = max(1, min(video_bthwc.shape[2:4]) // MAX_SIDE)
+    h, w = (side // block * block for side in video_bthwc.shape[2:4])
+    cropped_bthwc = video_bthwc[:, :, :h, :w].astype(np.float32) / 255
+    pattern = "b t (h p) (w q) c -> b t h w c"
+    return reduce(cropped_bthwc, pattern, "mean", p=block, q=block)
 
 
 class BoxBaselines:
