@@ -1,9 +1,11 @@
-"""Formats and parses the text of CSV files whose cells may contain any file name."""
+"""Formats, parses and checks CSV files whose cells may contain any file name."""
 
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from invnext_jax.errors import UserError
 
 
 def format_csv(rows: Iterable[Sequence[Any]]) -> str:
@@ -28,3 +30,48 @@ def read_first_cells(text: str) -> Iterator[str]:
         if row is None:
             return
         yield from row[:1]
+
+
+def check_repeated(where: str, columns: Sequence[str]) -> None:
+    """Checks that no two columns have the same name, ignoring case and surrounding spaces.
+
+    Args:
+      where: The file, for the message, such as "manifest a.csv".
+      columns: The cells of the header. Blank names are ignored.
+
+    Raises:
+      UserError: A name is repeated.
+    """
+    names: dict[str, str] = {}
+    for name in filter(str.strip, columns):
+        plain = name.strip().lower()
+        if plain in names:
+            which = f"{name!r} twice" if names[plain] == name else f"{names[plain]!r} and {name!r}"
+            raise UserError(f"{where} has the column {which}: rename one")
+        names[plain] = name
+
+
+def check_cells(
+    line: str, cells: Sequence[str], columns: Sequence[str], separators: str = "commas"
+) -> None:
+    """Checks that a row has a cell for each column. Blank cells may follow them.
+
+    Args:
+      line: The line, for the message, such as "manifest a.csv, line 3".
+      cells: The cells of the row.
+      columns: The cells of the header. Blank names at the end need no cells.
+      separators: What separates the cells, for the message.
+
+    Raises:
+      UserError: The row has more or fewer cells.
+    """
+    is_longer = any(cell.strip() for cell in cells[len(columns) :])
+    if is_longer or any(columns[len(cells) :]):
+        change = (
+            f"put cells that contain {separators} in double quotes"
+            if is_longer
+            else "give each column a cell, which may be empty"
+        )
+        raise UserError(
+            f"{line} has {len(cells)} cells, but the header has {len(columns)}: {change}"
+        )

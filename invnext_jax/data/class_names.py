@@ -1,7 +1,7 @@
 """Compares the class names of several manifests, so that a class id has one meaning in all."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
@@ -42,7 +42,7 @@ def compare_manifests(
                 nameless[task] += [name] if column in columns else []
                 continue
             first, first_ids = known.setdefault(task, (name, ids))
-            if conflict := columns_lib.describe_class_conflict(first_ids, ids):
+            if conflict := describe_class_conflict(first_ids, ids):
                 raise UserError(
                     f"{first} and {name} number the classes of {task} differently ({conflict}): "
                     "index the second manifest again with "
@@ -67,3 +67,15 @@ def _label_columns(name: str, rules: AccessRules) -> list[str]:
 def column_of_names(columns: Sequence[str]) -> str:
     """Returns the label column to which the class names of a manifest belong."""
     return columns[0] if len(columns) == 1 else f"{LABEL_PREFIX}class"
+
+
+def describe_class_conflict(first: Mapping[str, int], second: Mapping[str, int]) -> str:
+    """Describes a name that has two ids, or an id that has two names; "" without a conflict."""
+    for name, number in second.items():
+        if first.get(name, number) != number:
+            return f"class {name!r} has the number {first[name]} in one and {number} in the other"
+    names = {number: name for name, number in first.items()}
+    for name, number in second.items():
+        if names.get(number, name) != name:
+            return f"number {number} is {names[number]!r} in one and {name!r} in the other"
+    return ""

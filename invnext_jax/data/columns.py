@@ -10,13 +10,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from invnext_jax import regular_file, sanitize
+from invnext_jax import csv_text, regular_file, sanitize
 from invnext_jax.errors import UserError
 
 CLASS_NAMES_SUFFIX = ".classes.json"
@@ -41,6 +41,7 @@ _RANGE_WORDS = {
 _NUMBERED = {"t0": "start", "t1": "end"}
 # Columns of these words and of units may contain both limits in one cell, such as "12.5-20".
 _BOTH_WORDS = {"segment", "segments", "interval", "intervals", "range", "ranges", "timestamps"}
+_DURATION_WORDS = {"duration", "durations", "dur", "length", "len"}
 _UNIT_WORDS = {
     *("t", "time", "times", "timestamp", "s", "sec", "secs", "second", "seconds", "ms", "msec"),
     *("frame", "frames", "clip", "segment", "video", "trim", "idx", "index"),
@@ -61,10 +62,12 @@ def check_columns(manifest: str, columns: Sequence[str]) -> None:
     """Checks the header of a manifest, and logs the columns that are not read.
 
     Raises:
-      UserError: There are more than `MAX_COLUMNS` columns; or a column seems to contain labels,
-          records, or the start or end of clips, but has another name than the one that is read.
+      UserError: There are more than `MAX_COLUMNS` columns; a name is repeated; or a column seems to
+          contain labels, records, or the limits of clips, but has another name than the one that is
+          read.
     """
     check_count(f"manifest {manifest}", columns)
+    csv_text.check_repeated(f"manifest {manifest}", columns)
     others = [name for name in columns if name and not _is_known(name)]
     for name in others:
         meant = _find_meant(name)
@@ -73,7 +76,7 @@ def check_columns(manifest: str, columns: Sequence[str]) -> None:
                 f"manifest {manifest} has a column {name!r}, which is not read: rename it to "
                 f"{meant!r}, or to {'other_' + meant!r} to ignore it"
             )
-    refuse_ranges(f"manifest {manifest}", others, columns)
+    refuse_ranges(f"manifest {manifest}", filter(None, columns), columns)
     if others:
         more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
         _warn_once(
@@ -91,9 +94,16 @@ def refuse_ranges(where: str, columns: Iterable[str], read: Collection[str]) -> 
       read: The columns that are read; "start" and "end" if they are.
 
     Raises:
-      UserError: A column seems to contain the start or end of clips, and none is read.
+      UserError: A column seems to contain the start, end or duration of clips, and none is read.
     """
     for name in columns:
+        if {"start", "end"} & set(read) == {"start"} and _is_duration(name):
+            raise UserError(
+                f"{where} has a column {name!r}, which is not read, and no column 'end': add a "
+                "column 'end' in seconds, use launch/prepare_data.py index, which ends clips at "
+                f"'start' + 'duration', or rename it to {'original_' + name!r} to use files to "
+                "their end"
+            )
         meant = _find_meant(name)
         if _is_whole_range(name) and not {"start", "end"} <= set(read):
             raise UserError(
@@ -131,6 +141,12 @@ def _is_whole_range(name: str) -> bool:
     """Returns whether a column seems to contain both the start and the end of clips."""
     words = _words(name)
     return bool(words & _BOTH_WORDS) and words <= (_BOTH_WORDS | _UNIT_WORDS) - _NUMBER_WORDS
+
+
+def _is_duration(name: str) -> bool:
+    """Returns whether a column seems to contain the duration of clips, rather than of files."""
+    words = _words(name)
+    return bool(words & _DURATION_WORDS) and words <= (_DURATION_WORDS | _UNIT_WORDS) - {"video"}
 
 
 def _words(name: str) -> set[str]:
@@ -277,15 +293,3 @@ def read_manifest_classes(manifest: str | os.PathLike) -> dict[str, int] | None:
         raise UserError(
             f"{path} cannot be read ({error}): index the list again, or remove the file"
         ) from error
-
-
-def describe_class_conflict(first: Mapping[str, int], second: Mapping[str, int]) -> str:
-    """Describes a name that has two ids, or an id that has two names; "" without a conflict."""
-    for name, number in second.items():
-        if first.get(name, number) != number:
-            return f"class {name!r} has the number {first[name]} in one and {number} in the other"
-    names = {number: name for name, number in first.items()}
-    for name, number in second.items():
-        if names.get(number, name) != name:
-            return f"number {number} is {names[number]!r} in one and {name!r} in the other"
-    return ""

@@ -14,9 +14,11 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from invnext_jax import csv_text
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import shards, video_io
@@ -168,8 +170,8 @@ def read_manifest(
 
     Raises:
       UserError: A file is given twice, is missing or empty, has no `path` or `source` column, has
-          a column that `check_columns` refuses, or an invalid number in a cell; `rules` do not
-          allow a file; or the package for a remote file system is not installed.
+          columns that `check_columns` refuses, a missing cell, or an invalid number in a cell;
+          `rules` do not allow a file; or the package for a remote file system is not installed.
     """
     names = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
     if not any(names):
@@ -193,8 +195,8 @@ def _read_file(path: str, rules: AccessRules) -> Manifest:
     rules.check_manifest(path)
     try:
         with video_io.open_text(path) as file:
-            rows = csv.DictReader(file)
-            columns = list(rows.fieldnames or ())
+            rows = csv.reader(file)
+            columns = next(rows, [])
             missing = [name for name in ("path", "source") if name not in columns]
             if missing:
                 raise UserError(
@@ -252,20 +254,17 @@ def _concatenate(names: str, parts: Sequence[Manifest]) -> Manifest:
     )
 
 
-def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: AccessRules) -> Manifest:
+def _read_rows(path: str, rows: Any, columns: list[str], rules: AccessRules) -> Manifest:
     folder = video_io.folder_of(path)
     paths, sources, records, interned = [], [], [], {}
     times = {"start": [], "end": []}
     labels = {name: [] for name in columns if name.startswith(LABEL_PREFIX)}
-    for row in rows:
+    for cells in filter(None, rows):
         line = f"manifest {path}, line {rows.line_num}"
+        csv_text.check_cells(line, cells, columns)
+        row = dict(zip(columns, cells, strict=False))
         if not row["path"]:
             raise UserError(f"{line}: the path is empty")
-        if any(cell.strip() for cell in row.get(None, ())):
-            raise UserError(
-                f"{line} has more cells than the first line: put cells that contain commas in "
-                "double quotes"
-            )
         video = video_io.join(folder, row["path"])
         rules.check_row(video, path, line)
         record = parse_cell(int, row.get("record") or NO_RECORD, line, "record", "an integer")
@@ -279,7 +278,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
                 f"{video_io.folder_of(video)}"
             )
         records.append(record)
-        source = row["source"] or ""
+        source = row["source"]
         if source not in interned and any("\ud800" <= letter <= "\udfff" for letter in source):
             raise UserError(f"{line}: the source {source!a} is not UTF-8: save the file as UTF-8")
         sources.append(interned.setdefault(source, source))

@@ -9,9 +9,9 @@ from absl import logging
 from etils import epath
 
 from invnext_jax import csv_text
+from invnext_jax.data import class_names, video_io
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import video_io
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_writer import (
     DATASET,
@@ -99,7 +99,7 @@ def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
         own = columns_lib.read_manifest_classes(name) if local else None
         if own is None:
             return
-        if conflict := columns_lib.describe_class_conflict(ids, own):
+        if conflict := class_names.describe_class_conflict(ids, own):
             logging.warning("%s number classes differently: %s", ", ".join(manifests), conflict)
             return
         ids |= own

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from invnext_jax.data import class_names
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoList
@@ -144,7 +145,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     if complete and not videos.classes_file:
         (file, ids), *others = complete.items()
         for other, other_ids in others:
-            if conflict := columns_lib.describe_class_conflict(ids, other_ids):
+            if conflict := class_names.describe_class_conflict(ids, other_ids):
                 raise UserError(f"{file} and {other} number the classes differently: {cure}")
         note = (
             f"class ids are those of {file}, which has all classes of this list "
@@ -153,7 +154,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
         videos = renumber(videos, column, ids, file)
         return dataclasses.replace(videos, notes=(*videos.notes, note))
     for file, ids in shared.items():
-        if conflict := columns_lib.describe_class_conflict(ids, videos.classes):
+        if conflict := class_names.describe_class_conflict(ids, videos.classes):
             raise UserError(f"{file} and this list number classes differently ({conflict}): {cure}")
     return videos
 
@@ -168,7 +169,7 @@ def join(lists: Sequence[VideoList], names: Sequence[str], options: ListOptions)
     ids, file, file_name = {}, "", ""
     for videos, name in zip(lists, names, strict=True):
         if videos.classes and videos.classes_file:
-            if conflict := columns_lib.describe_class_conflict(ids, videos.classes):
+            if conflict := class_names.describe_class_conflict(ids, videos.classes):
                 raise UserError(
                     f"{file_name} and {name} number classes differently ({conflict}): index one of "
                     "them again with another --task or with --classes"

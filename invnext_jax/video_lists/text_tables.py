@@ -4,7 +4,6 @@ Bytes of file names that are not valid UTF-8 become surrogate escapes.
 """
 
 import codecs
-import collections
 import csv
 import errno
 import io
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from invnext_jax import regular_file
+from invnext_jax import csv_text, regular_file
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 
@@ -26,9 +25,9 @@ MAX_JSON_LINES_BYTES = 2**30
 
 
 class Row(Mapping):
-    """A mapping from columns to cells. The cells that are missing at the end of a row are None.
+    """A mapping from columns to cells, which needs less memory than a dict.
 
-    A dict would need memory for all columns, even if most cells are missing.
+    The cells of nameless columns at the end may be missing; they are None.
     """
 
     __slots__ = ("_cells", "_places")
@@ -106,7 +105,8 @@ def read_table(path: Path, text: str, known: Sequence[str]) -> Table | None:
       The table, or None if the first line is not a header.
 
     Raises:
-      UserError: A row has more cells than the header, which may have `columns.MAX_COLUMNS`.
+      UserError: A name is repeated, a row has more or fewer cells than the header, or the header
+        has more than `columns.MAX_COLUMNS`.
     """
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
@@ -126,20 +126,14 @@ def read_table(path: Path, text: str, known: Sequence[str]) -> Table | None:
 
 def _read_rows(path: Path, body: str, names: list[str], separator: str, skipped: int):
     columns_lib.check_count(f"list {path}", names)
-    repeated = [n for n, count in collections.Counter(names).items() if n and count > 1]
-    if repeated:
-        raise UserError(f"list {path} has the column {repeated[0]!r} twice: rename one")
+    csv_text.check_repeated(f"list {path}", names)
     reader, rows = csv.reader(io.StringIO(body, newline=""), delimiter=separator), []
     places = {name: place for place, name in enumerate(names)}
     for cells in reader:
         line = skipped + reader.line_num
         if not any(cell.strip() for cell in cells):
             continue
-        if any(cell.strip() for cell in cells[len(names) :]):
-            raise UserError(
-                f"list {path}, line {line} has {len(cells)} cells, but the header has "
-                f"{len(names)}: put cells that contain {SEPARATORS[separator]} in double quotes"
-            )
+        csv_text.check_cells(f"list {path}, line {line}", cells, names, SEPARATORS[separator])
         rows.append((line, Row(places, cells[: len(names)])))
     return rows
 

@@ -47,13 +47,24 @@ def test_byte_order_mark_and_crlf_are_accepted(tmp_path):
         ("path,source\n,a\n", "line 2: the path is empty"),
         ("path,source\na\0b,a\n", "line 2: no file can have the path"),
         ("path,source,label_x\n1.mp4,a,2\n2.mp4,a,two\n", "line 3: 'two' in column 'label_x'"),
-        ("path,source,label_x\n1.mp4,a\n", "line 2: None in column 'label_x'"),
+        ("path,source,label_x\n1.mp4,a\n", "line 2 has 2 cells, but the header has 3: give each"),
         (
             "path,source,label_x\n1.mp4,a,3.5\n",
             "line 2: '3.5' in column 'label_x' is not an integer",
         ),
         ("path;source\n1.mp4;a\n", "no column 'path' .* by commas, .*prepare_data.py index"),
-        ("path,source,note,label_x\n1.mp4,a,b, c,3\n", "line 2 has more cells .* double quotes"),
+        (
+            "path,source,note,label_x\n1.mp4,a,b, c,3\n",
+            "line 2 has 5 cells, .* 4: .*commas in double quotes",
+        ),
+        ("path,source,start,end\n1.mp4,a,,\n2.mp4\n", "line 3 has 1 cells, but the header has 4"),
+        ("path,source,note\n1.mp4,a\n", "line 2 has 2 cells, but the header has 3: give each"),
+        ("path,source,start,start\n1.mp4,a,1,2\n", "the column 'start' twice: rename one"),
+        ("path,source,label_a,label_a\n1.mp4,a,1,2\n", "the column 'label_a' twice: rename"),
+        ("path,source, End,end\n1.mp4,a,1,2\n", "the column ' End' and 'end': rename one"),
+        ("path,Path,source\n1.mp4,2.mp4,a\n", "the column 'path' and 'Path': rename one"),
+        ("path,source,start,duration\n1.mp4,a,1,2\n", "'duration', .* no column 'end': add"),
+        ("path,source,start,Length (s)\n1.mp4,a,1,2\n", r"'Length \(s\)', .* index, which ends"),
         ("path,source,start\n1.mp4,a,soon\n", "line 2: 'soon' in column 'start'"),
         ("path,source,start\n1.mp4,a,-2\n", "line 2: -2 in column 'start' must be finite and at"),
         ("path,source,end\n1.mp4,a,inf\n", "line 2: inf in column 'end' must be finite and at"),
@@ -71,6 +82,16 @@ def test_errors_of_manifests_name_file_and_line(text, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         manifest_lib.read_manifest(write(tmp_path, text))
     assert "list.csv" in str(caught.value)
+
+
+def test_blank_cells_nameless_columns_and_durations_of_files_are_accepted(tmp_path):
+    text = "path,source,start,end,duration,,\n1.mp4,,,,9,,,\n\n2.mp4,a,1,2,9\n"
+    one, two = manifest_lib.read_manifest(write(tmp_path, text))
+    assert (one.source, one.start, one.end) == ("", None, None)
+    assert (two.source, two.start, two.end) == ("a", 1.0, 2.0)
+    manifest_lib.read_manifest(write(tmp_path, "path,source,duration\n1.mp4,a,9\n"))
+    text = "path,source,start,video_length,original_duration\n1.mp4,a,1,9,9\n"
+    assert manifest_lib.read_manifest(write(tmp_path, text))[0].start == 1
 
 
 def test_missing_manifests_are_refused(tmp_path):
