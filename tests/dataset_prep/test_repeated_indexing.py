@@ -124,7 +124,7 @@ def test_killed_run_is_resumed(folder):
         (["index", "bad.csv", "--out=bad.csv"], "--out=bad.csv is the list itself"),
         (
             ["index", ".", "--out=a.csv", "--workers=-1"],
-            "--workers=-1 and --seconds=60.0 must be above 0",
+            "--workers=-1: -1 is not a non-negative integer",
         ),
         (["index", ".", "--out=a.csv"], "none of 1 videos can be read"),
         (["index", ".", "--out=a.csv", "--feature=x"], "--feature does not apply to lists"),
