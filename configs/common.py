@@ -245,7 +245,8 @@ def defaults() -> ml_collections.ConfigDict:
             # position tables of encoder and alignment heads.
             "weight_decay": 0.05,
             "clip_norm": 5.0,  # Gradients with a larger norm are scaled down. 0: no clipping.
-            # Top-level parameter groups that are not trained, such as ("pool",).
+            # Top-level parameter groups that are not trained, such as ("pool",). A value on the
+            # command line replaces the default of the stage.
             "frozen": (),
         }
     )

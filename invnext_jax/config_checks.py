@@ -38,6 +38,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     attention.check_config(config)
     scan.check_config(config)
     online_evaluation.check_config(config)
+    saving = config.checkpoint
+    if saving.keep_best and saving.best_metric.startswith("eval/") and not config.eval.every_steps:
+        raise UserError(
+            f"config.checkpoint.best_metric={saving.best_metric!r} is not logged, because "
+            "config.eval.every_steps is 0: set it to a number of steps, or select another metric"
+        )
 
 
 def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, str]:

@@ -36,7 +36,7 @@ from invnext_jax.models.patches import normalize
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
-from invnext_jax.objectives.neighbor_scores import RANK, score_tasks
+from invnext_jax.objectives.neighbor_scores import RANK, describe_neighbors, score_tasks
 from invnext_jax.training import mesh as mesh_lib
 
 CLIPS_PER_SHARD = 8  # clips per shard of the batch in a forward pass
@@ -98,6 +98,8 @@ class OnlineEvaluation:
             self._clips = len(next(iter(labels.values())))
             self._chunk = CLIPS_PER_SHARD * mesh_lib.batch_shards(mesh)
             self._batches = list(self._read_batches())
+        if RETRIEVAL not in labels and (note := describe_neighbors(config.eval.neighbors, labels)):
+            log_on_process_0(note)
         self.metrics = (*(f"eval/{_metric(task)}" for task in labels), f"eval/{RANK}")
         self._initial: dict[str, jax.Array] = {}
         self._labels = mesh_lib.replicate(labels, mesh)

@@ -25,7 +25,7 @@ from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.workdir import Records, open_workdir
 from invnext_jax.data import held_out, manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
-from invnext_jax.errors import UserError
+from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.monitoring import metrics_file, parameter_table, profiling
 from invnext_jax.monitoring.strips_process import CheckpointStrips
 from invnext_jax.monitoring.watchdog import Watchdog
@@ -57,7 +57,7 @@ def train(
 
     Raises:
       UserError: the config, a file in the config, or the workdir is invalid for this run.
-      NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
+      NonFiniteError: more than `log.max_nonfinite_steps` consecutive steps or all were skipped.
     """
     workdir = storage.open_path("--workdir", workdir)
     with consensus.all_hosts_agree("the manifests and the sizes of config.init_from"):
@@ -84,6 +84,10 @@ def train(
         change := online_evaluation.describe_change(records, first)
     ):
         log_on_process_0(change)
+    if run.step and int(run.state.skipped) == run.step:
+        raise NonFiniteError(
+            f"loss or gradient was not finite in all {run.step} steps: check the changed options"
+        )
     return records[-1] if records else {}
 
 
@@ -124,6 +128,8 @@ def prepare(
         if jax.process_index() == 0:
             if copies := held_out.describe_copies(dataset.manifest, config.data.held_out):
                 log_on_process_0(copies)
+            if config.data.held_out and not config.eval.every_steps:
+                log_on_process_0(held_out.describe_unused(dataset.manifest, config.data.held_out))
         data_iter = iter(dataset)
         stack.callback(data_iter.close)
         locked_workdir = open_workdir(workdir)

@@ -48,3 +48,8 @@ def test_durations_and_counts_have_a_least_value(config, field, value):
 
 def test_a_missing_manifest_is_named(config):
     assert "config.data.manifest is empty" in breach(config, data__manifest="")
+
+
+def test_a_best_metric_of_an_evaluation_needs_the_evaluation(config):
+    message = breach(config, checkpoint__keep_best=1, checkpoint__best_metric="eval/knn_shape")
+    assert "is not logged, because config.eval.every_steps is 0: set it" in message

@@ -98,6 +98,20 @@ def describe_copies(manifest: Manifest, count: int) -> str:
     )
 
 
+def describe_unused(manifest: Manifest, count: int) -> str:
+    """Describes held-out videos that the run does not evaluate.
+
+    Args:
+      manifest: the rows of `config.data.manifest`.
+      count: see `held_out_rows`.
+    """
+    rows = len(held_out_rows(manifest, count))
+    return (
+        f"{rows:,} of {len(manifest):,} videos are not trained on (config.data.held_out={count}); "
+        "nothing evaluates them, because config.eval.every_steps is 0"
+    )
+
+
 def find_shared_manifest(held_out: str, training: str) -> str | None:
     """Returns the first held-out manifest with the content of a training manifest, or None.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from invnext_jax.errors import UserError
+from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models.dot_general import check_dtype
 from invnext_jax.models.layers import ACTIVATIONS, Dtype, dense, layer_norm
 
@@ -146,14 +146,13 @@ def check_config(config: Any) -> None:
     """Checks `config.decoder`; warns if its width is less than the number of values in a patch.
 
     Raises:
-      UserError: the kind or the dtype is unknown, or `chunks` is less than 1.
+      UserError: the kind or the dtype is unknown, or a number is less than 1.
     """
     d, pixels = config.decoder, 3 * config.encoder.patch**2
     if d.kind not in KINDS:
         raise UserError(f"decoder.kind={d.kind!r} must be one of {', '.join(map(repr, KINDS))}")
     check_dtype("config.decoder.dtype", d.dtype)
-    if d.chunks < 1:
-        raise UserError(f"decoder.chunks={d.chunks} must be at least 1")
+    check_minimums(config, {f"decoder.{name}": 1 for name in ("chunks", "noise_draws", "width")})
     if d.kind == "diffusion" and d.width < pixels:
         logging.warning(
             "decoder.width=%d is less than the %d values of a patch, so it cannot represent their "

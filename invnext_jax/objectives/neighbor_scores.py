@@ -4,6 +4,7 @@ Shape key: b clips of a batch, n clips, c classes, d width, k neighbors.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +63,20 @@ def _rank(x_nd: jax.Array, valid_n: jax.Array) -> jax.Array:
     # Its non-zero eigenvalues are those of the covariance matrix, up to a factor.
     gram_nn = jnp.einsum("nd,md->nm", x_nd, x_nd, precision=jax.lax.Precision.HIGHEST)
     return rank_of_spectrum(jnp.linalg.eigvalsh(gram_nn))
+
+
+def describe_neighbors(neighbors: int, labels: Mapping[str, Any]) -> str:
+    """Returns a note if a task has fewer other clips than `config.eval.neighbors`, or "".
+
+    Args:
+      neighbors: number of neighbors that should vote.
+      labels: labels of the clips by task, int [n]; negative for none.
+    """
+    others = {task: int((label_n >= 0).sum()) - 1 for task, label_n in labels.items()}
+    fewer = [f"{count} for {task}" for task, count in others.items() if count < neighbors]
+    if not fewer:
+        return ""
+    return (
+        f"note: config.eval.neighbors={neighbors} is more than the number of other labeled videos "
+        f"({', '.join(fewer)}), so all of them vote"
+    )

@@ -99,7 +99,8 @@ def select_params(
       included.
 
     Raises:
-      UserError: a group in `config.init_parts` does not exist; see also `text_layers`.
+      UserError: a group in `config.init_parts` does not exist, or this run can use no group of
+        `config.init_from`; see also `text_layers`.
     """
     groups, restored = tuple(groups), restored or {}
     for part in config.init_parts:
@@ -112,6 +113,12 @@ def select_params(
                 )
     names = config.init_parts or groups
     start = {name: restored[name] for name in names if name in restored}
+    if config.init_from and not start:
+        raise UserError(
+            f"config.init_from={config.init_from} holds {', '.join(restored) or 'no parameters'}, "
+            f"but this run takes {', '.join(groups)}: use a run or an export that has some of "
+            "them, or leave the option empty"
+        )
     if "predictor" in groups and "predictor" not in start:
         start |= text_layers(config)
     return start

@@ -99,6 +99,10 @@ def check_config(config: Any) -> None:
     Raises:
       UserError: an option is out of range.
     """
+    if not isinstance(config.betas, tuple | list) or len(config.betas) != 2:
+        raise UserError(
+            f"config.optimizer.betas={config.betas} must be a pair of numbers, such as (0.9, 0.98)"
+        )
     if not all(0 <= beta < 1 for beta in config.betas):
         raise UserError(f"config.optimizer.betas={config.betas} must be at least 0 and below 1")
     if not config.eps > 0:
@@ -116,12 +120,17 @@ def check_frozen(config: Any, groups: Sequence[str]) -> None:
       groups: the top-level parameter groups of the run.
 
     Raises:
-      UserError: a name is unknown.
+      UserError: a name is unknown, or all groups are frozen.
     """
     if unknown := sorted(set(config.frozen) - set(groups)):
         raise UserError(
             f"config.optimizer.frozen contains {unknown[0]!r}, which is not a parameter group: use "
             f"{', '.join(groups)}"
+        )
+    if set(groups) <= set(config.frozen):
+        raise UserError(
+            f"config.optimizer.frozen={tuple(config.frozen)} contains all parameter groups, so "
+            "nothing would be trained: leave out those that should be trained"
         )
 
 

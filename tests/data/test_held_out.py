@@ -93,3 +93,8 @@ def test_copies_of_held_out_videos_are_mentioned(tmp_path):
         sentence = describe(*names, *(kind + name for name in names))
         assert "1 of 1 held-out videos have copies among the training" in sentence
     assert held_out.describe_copies(read_manifest(tmp_path / "m.csv"), 0) == ""
+
+
+def test_the_log_counts_held_out_videos_that_nothing_evaluates(manifest):
+    text = held_out.describe_unused(manifest, 7)  # the files have two rows each
+    assert text.startswith("8 of 40 videos are not trained on (config.data.held_out=7); nothing")

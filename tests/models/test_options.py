@@ -4,7 +4,7 @@ import pytest
 
 from configs import stage1
 from invnext_jax.errors import UserError
-from invnext_jax.models import attention, dot_general, encoder, predictor, scan
+from invnext_jax.models import attention, decoder, dot_general, encoder, predictor, scan
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,9 @@ from invnext_jax.models import attention, dot_general, encoder, predictor, scan
             *(attention, "attention", "splash"),
             "config.attention='splash' needs a TPU, and this is a CPU: set it to 'auto'",
         ),
+        (decoder, "decoder.noise_draws", 0, "config.decoder.noise_draws=0 must be at least 1"),
+        (decoder, "decoder.chunks", -1, "config.decoder.chunks=-1 must be at least 1"),
+        (decoder, "decoder.width", 0, "config.decoder.width=0 must be at least 1"),
         (scan, "remat", "some", "config.remat='some' must be one of ('none', 'dots', 'full')"),
         (scan, "scan_unroll", 0, "config.scan_unroll=0 must be at least 1"),
     ],

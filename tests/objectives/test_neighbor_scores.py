@@ -33,3 +33,10 @@ def test_accuracy_equals_scikit_learn():
     share_d = spectrum_d / spectrum_d.sum()
     rank = np.exp(-np.sum(share_d * np.log(share_d)))
     assert float(found["feature_rank"]) == pytest.approx(rank, rel=1e-4)
+
+
+def test_a_note_says_how_many_neighbors_vote_if_there_are_fewer_videos():
+    labels = {"shape": np.array([0, 1, 1, -1, 0]), "motion": np.array([0, 1, 2, 0, 1])}
+    note = neighbor_scores.describe_neighbors(4, labels)
+    assert "config.eval.neighbors=4 is more than" in note and "(3 for shape), so all" in note
+    assert neighbor_scores.describe_neighbors(3, labels) == ""

@@ -116,6 +116,14 @@ def test_too_many_nonfinite_steps_in_a_row_end_the_run(toy_config, toy_data, tmp
     assert (last["step"], last["loss"], last["skipped_in_row"]) == (5, None, 4)
 
 
+def test_a_run_whose_steps_were_all_skipped_is_an_error(toy_config, toy_data, tmp_path):
+    toy_config.total_steps = 2
+    toy_data.bad_batches = (0, 1, 2, 3)
+    for _ in range(2):  # the second time, the run is already finished
+        with pytest.raises(NonFiniteError, match="was not finite in all 2 steps"):
+            train.train(toy_config, tmp_path / "run")
+
+
 def test_nothing_is_compiled_after_the_first_step(toy_config, tmp_path, monkeypatch):
     compiled, pushed = [], []
     jax.monitoring.register_event_duration_secs_listener(

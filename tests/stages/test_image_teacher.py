@@ -155,6 +155,14 @@ def test_missing_or_excluded_parts_start_from_random_values_and_are_logged():
     assert set(stage2.warm_start(config, RESTORED)) == {"encoder", "pool"}
 
 
+def test_a_file_without_any_part_of_the_run_is_refused():
+    config = config1.get_config("tiny")
+    config.init_from = "teacher.safetensors"
+    with pytest.raises(UserError, match=r"teacher.safetensors holds image, .* takes .*encoder"):
+        stage1.warm_start(config, {"image": {}})
+    assert set(stage1.warm_start(config, {"image": {}, "encoder": {}})) == {"encoder"}
+
+
 def test_the_log_names_the_text_model_and_its_layers(config):
     start = stage1.warm_start(config, None)
     assert initialization.describe_start(config, start, ("encoder", "predictor")) == [

@@ -144,3 +144,20 @@ def test_options_out_of_range_are_refused(changes, message):
     config.update(changes)
     with pytest.raises(UserError, match=re.escape(f"config.optimizer.{message}")):
         optimizer.check_config(config)
+
+
+@pytest.mark.parametrize("betas", [0.95, (0.9,), (0.9, 0.95, 0.99)])
+def test_betas_that_are_not_a_pair_are_refused(betas):
+    config = CONFIG.copy_and_resolve_references()
+    with config.ignore_type():
+        config.betas = betas
+    with pytest.raises(UserError, match=r"betas=.* must be a pair of numbers, such as"):
+        optimizer.check_config(config)
+
+
+def test_freezing_all_groups_is_refused():
+    config = CONFIG.copy_and_resolve_references()
+    config.frozen = ("pool", "encoder")
+    optimizer.check_frozen(config, ("encoder", "pool", "predictor"))
+    with pytest.raises(UserError, match="contains all parameter groups, so nothing would be"):
+        optimizer.check_frozen(config, ("encoder", "pool"))
