@@ -16,8 +16,9 @@ from invnext_jax.sweeps.expansion import ExpandedSweep, expand
 from invnext_jax.sweeps.job import Executor, Resources
 from invnext_jax.sweeps.resources import add_resources, check_host_memory, read_local_resources
 from invnext_jax.sweeps.runner import Runner, RunOptions, retry_failed
+from invnext_jax.sweeps.settings import Setting
 from invnext_jax.sweeps.status_table import count_noun
-from invnext_jax.sweeps.step_config import SCRIPTS, Setting, StepConfig
+from invnext_jax.sweeps.step_config import SCRIPTS, StepConfig
 from invnext_jax.sweeps.sweep_file import load_sweep
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 

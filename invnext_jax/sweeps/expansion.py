@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax.errors import UserError
-from invnext_jax.sweeps import identity
+from invnext_jax.sweeps import identity, setting_checks
 from invnext_jax.sweeps.arms import Arm, Column
 from invnext_jax.sweeps.job import Job, Resources
-from invnext_jax.sweeps.step_config import Kind, Setting, StepConfig, load_step, unused_reason
+from invnext_jax.sweeps.settings import Setting
+from invnext_jax.sweeps.step_config import Kind, StepConfig, load_step
 from invnext_jax.sweeps.sweep_file import Sweep
 from invnext_jax.training import recipe as recipe_lib
 
@@ -182,6 +183,7 @@ def expand(
         has an unknown step.
     """
     identity.digest_videos.cache_clear()  # videos may have been replaced since an earlier call
+    setting_checks.check_conflicts(settings, sweep.arms)
     jobs: dict[str, PlannedJob] = {}
     configs: dict[str, StepConfig] = {}
     arms = []
@@ -190,7 +192,7 @@ def expand(
         arms.append(
             PlannedArm(arm.name, arm.group, arm.seed, arm.is_baseline, dict(arm.reference), used)
         )
-    _check_settings(settings, configs)
+    setting_checks.check_effects(settings, configs)
     return ExpandedSweep(sweep.source, tuple(arms), _find_columns(sweep, arms), jobs), configs
 
 
@@ -256,20 +258,3 @@ def _make_job(
     if config.kind is Kind.TRAIN:
         total_steps = recipe_lib.resolve(config.config, config.training_videos()).total_steps
     return PlannedJob(job, config.kind, total_steps)
-
-
-def _check_settings(settings: Sequence[Setting], configs: Mapping[str, StepConfig]) -> None:
-    """Checks that each setting has an effect in a step.
-
-    Raises:
-      UserError: a setting has none.
-    """
-    for setting in settings:
-        used = [c for c in configs.values() if setting.scope in (c.kind.value, c.step.name)]
-        if any(setting.option in config.overrides for config in used):
-            continue
-        reason = f"the sweep has no step {setting.scope!r}"
-        if used:
-            reason = unused_reason(used[0].config, used[0].kind, setting.option)
-        text = f"--set={setting.scope}.{setting.option}={setting.text}"
-        raise UserError(f"{text} has no effect, because {reason}")

@@ -1,6 +1,5 @@
 """Loads the config of a step of a chain, applies overrides and makes the command line."""
 
-import ast
 import dataclasses
 import enum
 import functools
@@ -24,6 +23,7 @@ from invnext_jax.planning import plan
 from invnext_jax.stages import registry
 from invnext_jax.sweeps import evaluation_checks
 from invnext_jax.sweeps.arms import Step
+from invnext_jax.sweeps.settings import Setting, parse_value
 from invnext_jax.training import recipe as recipe_lib
 
 
@@ -38,21 +38,6 @@ SCRIPTS = {Kind.TRAIN: "launch/main.py", Kind.EVALUATE: "launch/evaluate.py"}
 # The option with the run or encoder that a step starts from, and the flag that sets it.
 SOURCE_OPTIONS = {Kind.TRAIN: "init_from", Kind.EVALUATE: "checkpoint"}
 _SOURCE_FLAGS = {Kind.TRAIN: "--config.init_from", Kind.EVALUATE: "--checkpoint"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """An option that the command line of a sweep sets in several steps.
-
-    Attributes:
-      scope: "train" for all trainings, "eval" for all evaluations, or the name of a step.
-      option: dotted name of the option.
-      text: the value as text.
-    """
-
-    scope: str
-    option: str
-    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +164,9 @@ def _count_rows(names: str, held_out: int) -> int:
 def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) -> StepConfig:
     """Loads the config of a step and applies its overrides.
 
-    Settings for all steps of a kind are ignored by steps in which the option does not exist or has
-    no effect.
+    Settings replace the overrides of the arm. `setting_checks` refuses those that replace what the
+    arms vary. Settings for all steps of a kind are ignored by steps in which the option does not
+    exist or has no effect.
 
     Args:
       step: the step.
@@ -190,8 +176,7 @@ def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) ->
     Raises:
       UserError: the config file or an option does not exist, or a value has the wrong type.
     """
-    config = _load_config(step.config)
-    kind = Kind.EVALUATE if "evaluators" in config else Kind.TRAIN
+    config, kind = _load_config(step.config), find_kind(step)
     if seed is not None and step.overrides.get("seed", seed) != seed:
         raise UserError(
             f"{step.name}.seed={step.overrides['seed']} and the seed {seed} of the arm differ: use "
@@ -204,10 +189,15 @@ def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) ->
             continue
         if setting.scope == kind.value and unused_reason(config, kind, setting.option):
             continue
-        value = _parse(setting, _get(config, step, setting.option))
+        value = parse_value(setting, _get(config, step, setting.option))
         overrides[setting.option] = value
         _update(config, step, {setting.option: value})
     return StepConfig(step, kind, config, overrides)
+
+
+def find_kind(step: Step) -> Kind:
+    """Returns whether a step is a training or an evaluation."""
+    return Kind.EVALUATE if "evaluators" in _read_config(step.config) else Kind.TRAIN
 
 
 @functools.cache
@@ -266,20 +256,6 @@ def unused_reason(config: ml_collections.ConfigDict, kind: Kind, option: str) ->
         return unused_options.find_unused(config, evaluators).get(option, "")
     unused = config_checks.unused_options(config, registry.find_stage(config))
     return unused.get(option, "")
-
-
-def _parse(setting: Setting, default: Any) -> Any:
-    """Converts the text of a setting to the type of the option's default."""
-    if isinstance(default, str):
-        return setting.text
-    try:
-        value = ast.literal_eval(setting.text)
-    except (ValueError, SyntaxError) as error:
-        raise UserError(
-            f"--set={setting.scope}.{setting.option}={setting.text} is not a value of type "
-            f"{type(default).__name__}"
-        ) from error
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _write(value: Any) -> str:

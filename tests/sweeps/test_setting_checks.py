@@ -1,0 +1,57 @@
+"""--set does not replace the values that the arms of a sweep vary."""
+
+import pytest
+
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps.arms import Arm, Step, chain, grid, make_arm, with_seeds
+from invnext_jax.sweeps.commands import parse_settings
+from invnext_jax.sweeps.setting_checks import check_conflicts
+
+STEPS = chain(stage1="configs/stage1.py:tiny", probe="configs/eval/tasks/linear_probe.py:tiny")
+
+
+def check(arms, setting):
+    check_conflicts(parse_settings([setting]), arms)
+
+
+@pytest.mark.parametrize("scope", ["train", "stage1"])
+def test_an_option_that_the_arms_vary_is_not_replaced(scope):
+    arms = [make_arm(STEPS, point) for point in grid({"stage1.mask.ratio": (0.6, 0.9)})]
+    with pytest.raises(UserError, match=r"would replace mask.ratio=0.6 of the arm 'ratio=0.6'"):
+        check(arms, f"{scope}.mask.ratio=0.8")
+    with pytest.raises(UserError, match=r"would replace mask.ratio=0.9"):
+        check(arms, f"{scope}.mask.ratio=0.6")
+    check(arms, f"{scope}.mask.kind=tube")
+    check(arms, "eval.batch_size=4")
+
+
+def test_an_option_that_only_one_arm_sets_is_not_replaced():
+    arms = [Arm("a", STEPS), make_arm(STEPS, {"stage1.target.kind": "momentum", "name": "b"})]
+    with pytest.raises(UserError, match=r"would replace target.kind=momentum of the arm 'b'"):
+        check(arms, "stage1.target.kind=image")
+    check(arms, "stage1.target.kind=momentum")
+
+
+def test_a_value_in_the_name_of_the_only_arm_is_not_replaced():
+    arms = [make_arm(STEPS, {"stage1.mask.ratio": 0.6, "stage1.batch_size": 8})]
+    with pytest.raises(UserError, match="of the arm 'ratio=0.6, batch_size=8'"):
+        check(arms, "train.batch_size=16")
+
+
+def test_seeds_are_not_replaced():
+    arms = with_seeds([Arm("a", STEPS)], (3,))
+    with pytest.raises(UserError, match="would replace seed=3 of the arm 'a'"):
+        check(arms, "train.seed=5")
+    check(arms, "train.seed=3")
+
+
+def test_an_override_that_all_arms_share_is_replaced():
+    manifest = {"stage1.data.manifest": "data/kmash.csv"}
+    arms = [
+        make_arm(STEPS, {**manifest, "stage1.batch_size": size, "name": f"batch {size}"})
+        for size in (8, 16)
+    ]
+    check(arms, "train.data.manifest=/data/kmash.csv")
+    root = Step("k400", "configs/eval/tasks/linear_probe.py:tiny", {"data.root": "data/k400"})
+    other = Step("ssv2", "configs/eval/tasks/linear_probe.py:tiny", {"data.root": "data/ssv2"})
+    check([Arm("a", (root, other)), Arm("b", (root, other))], "k400.data.root=/data/k400")
