@@ -13,11 +13,18 @@ import ml_collections
 from invnext_jax import online_evaluation
 from invnext_jax.checkpointing import retention
 from invnext_jax.data import pipeline
-from invnext_jax.errors import UserError
+from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
 from invnext_jax.training import optimizer, recipe
 from invnext_jax.training import step as step_lib
+
+_SIZES = ("width", "depth", "heads", "mlp_width")
+_AT_LEAST_1 = (
+    *(f"encoder.{name}" for name in (*_SIZES, "patch", "size", "frames", "pool_heads")),
+    *("encoder.pool_width", *(f"predictor.{name}" for name in (*_SIZES, "window"))),
+    *("decoder.depth", "decoder.noise_draws", "decoder.chunks", "decoder.width", "data.short_side"),
+)
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -26,6 +33,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: an option has an invalid value.
     """
+    check_minimums(config, {name: 1 for name in _AT_LEAST_1})
     encoder.check_config(config)
     retention.check_config(config.checkpoint)
     step_lib.check_config(config)

@@ -4,6 +4,12 @@ from configs import stage1, stage2
 from invnext_jax import config_checks
 from invnext_jax.errors import UserError
 
+SIZES = [
+    *(f"encoder__{n}" for n in ("patch", "size", "frames", "heads", "pool_heads", "pool_width")),
+    *(f"{m}__{n}" for m in ("encoder", "predictor") for n in ("width", "depth", "mlp_width")),
+    *("predictor__heads", "predictor__window", "decoder__depth", "data__short_side"),
+]
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -40,6 +46,7 @@ def test_the_dtype_is_known(config):
     [
         ("total_steps", 0),
         ("log__every_steps", 0),
+        *((name, value) for name in SIZES for value in (0, -1)),
     ],
 )
 def test_durations_and_counts_have_a_least_value(config, field, value):
