@@ -34,7 +34,7 @@ CHUNK_ROWS, CHUNK_BYTES = 512, 2**28  # maximum size of a chunk; killing a proce
 _WAIT_SECONDS = 24 * 3600.0  # how long a process waits for the chunks of other processes
 # Options of `config.data` that affect neither the selection of videos nor their pixels. The
 # manifest is among them because the key contains a hash of its contents instead of its path.
-_NOT_IN_KEY = ("root", "manifest", "held_out", "workers", "prefetch", "protocols", "other_hosts")
+NOT_IN_KEY = ("root", "manifest", "held_out", "workers", "prefetch", "protocols", "other_hosts")
 
 
 class FeatureSource(NamedTuple):
@@ -145,7 +145,7 @@ def feature_key(
       video_digest: hash of the contents of its videos.
       data: `config.data` with resolved sizes, as JSON.
     """
-    clips = {name: value for name, value in data.items() if name not in _NOT_IN_KEY}
+    clips = {name: value for name, value in data.items() if name not in NOT_IN_KEY}
     return hash_json([encoder_key, manifest_digest, video_digest, clips])
 
 

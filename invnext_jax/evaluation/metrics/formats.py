@@ -23,7 +23,14 @@ class MetricFormat(NamedTuple):
     def write(self, value: float) -> str:
         """Returns the value as text."""
         value = self.scale * value
-        return f"{value:.3g}" if self.digits is None else f"{value:.{self.digits}f}"
+        text = f"{value:.3g}" if self.digits is None else f"{value:.{self.digits}f}"
+        # A small negative number is rounded to zero, which has no sign.
+        return text[1:] if text.startswith("-") and not text.strip("-0.") else text
+
+    def write_difference(self, value: float) -> str:
+        """Returns a difference as text; positive numbers have a sign."""
+        text = self.write(value)
+        return "+" * (value > 0 and text.strip("0.") != "") + text
 
 
 _PERCENT = {

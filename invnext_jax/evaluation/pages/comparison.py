@@ -7,7 +7,7 @@ from typing import Any
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import clip_settings, results_file, tables
+from invnext_jax.evaluation import clip_settings, results_file
 from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.evaluation.pages import (
     clip_strips,
@@ -17,6 +17,7 @@ from invnext_jax.evaluation.pages import (
     neighbor_examples,
     overview,
     paired_differences,
+    row_names,
 )
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
 from invnext_jax.evaluation.pages.report import render
@@ -163,7 +164,7 @@ def _find_baselines(evaluations, protocol: Protocol) -> dict[str, dict[str, dict
     for number, evaluation in enumerate(evaluations):
         for name in dict.fromkeys(row["name"] for row in evaluation.results["rows"]):
             rows = evaluation.find_rows(protocol, name)
-            title = tables.in_words(name)
+            title = row_names.in_words(name)
             if name == "random":
                 title = f"{title} ({evaluation.title})"
             is_repeated = name == "random" and _values(rows) in (

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from invnext_jax.evaluation import tables
-from invnext_jax.evaluation.pages import video_labels
+from invnext_jax.evaluation.pages import row_names, video_labels
 from invnext_jax.evaluation.pages.paired_differences import (
     Evaluation,
     Protocol,
@@ -57,7 +56,7 @@ def _compare(first: Evaluation, other: Evaluation) -> list[str]:
     elif evaluators := _find_different(first, other):
         notes.append(
             f"{other.title} and {first.title} have different held-out videos for "
-            f"{', '.join(map(tables.in_words, evaluators))}, so their differences are not shown."
+            f"{', '.join(map(row_names.in_words, evaluators))}, so their differences are not shown."
         )
     if not same_videos(first, other, "train"):
         notes.append(

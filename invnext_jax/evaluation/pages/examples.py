@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from invnext_jax.evaluation import tables
 from invnext_jax.evaluation.metrics.formats import find_format
-from invnext_jax.evaluation.pages import clip_strips, overview, paired_differences, video_labels
+from invnext_jax.evaluation.pages import (
+    clip_strips,
+    overview,
+    paired_differences,
+    row_names,
+    video_labels,
+)
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol, ScorePair
 from invnext_jax.evaluation.pages.video_labels import VideoLabels
 
@@ -139,6 +144,9 @@ def _describe_example(example: _Example, uri: str, labels: VideoLabels | None, f
 
 def describe_protocol(protocol: Protocol) -> str:
     """Returns a protocol in words: "Linear probe, frame means"."""
-    parts = tables.in_words(protocol.evaluator), tables.INPUTS.get(protocol.input, protocol.input)
+    parts = (
+        row_names.in_words(protocol.evaluator),
+        row_names.INPUTS.get(protocol.input, protocol.input),
+    )
     text = ", ".join(filter(None, parts))
     return text[:1].upper() + text[1:]

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from invnext_jax.evaluation import tables
 from invnext_jax.evaluation.heads.grid_selection import BEST_ON_VAL
 from invnext_jax.evaluation.metrics.formats import find_format
+from invnext_jax.evaluation.pages import row_names, table_rows
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol, largest_group
 
 VERDICTS = ("better", "worse", "unclear")
@@ -75,13 +75,9 @@ def _rank_value(row: Mapping[str, Any]) -> float:
 
 
 def _find_chance(evaluations: Sequence[Evaluation], task: str, protocol: Protocol) -> str:
-    """Returns the chance level that the rows state, or that follows from the number of classes."""
-    found = (evaluation.find_rows(protocol).get(task) for evaluation in evaluations)
-    row = next(filter(None, found))
-    level = row.get("chance")
-    if level is None and protocol.metric == "top1" and row.get("classes"):
-        level = 1 / row["classes"]
-    return "" if level is None else find_format(protocol.metric).write(level)
+    """Returns the chance level of the encoders, as a range if they differ."""
+    rows = (evaluation.find_rows(protocol).get(task) for evaluation in evaluations)
+    return table_rows.write_chance(list(filter(None, rows)), find_format(protocol.metric))
 
 
 def find_left_out(
@@ -92,10 +88,10 @@ def find_left_out(
     for task, protocol in measurements:
         rows = [(e, row) for e in evaluations if (row := e.find_rows(protocol).get(task))]
         group = [e for e, _ in largest_group(rows)]
-        shown = tables.INPUTS.get(protocol.input, protocol.input)
+        shown = row_names.INPUTS.get(protocol.input, protocol.input)
         for e in (e for e in evaluations if e not in group):
             others = [
-                tables.INPUTS.get(row["input"], row["input"])
+                row_names.INPUTS.get(row["input"], row["input"])
                 for row in e.results["rows"]
                 if _is_shown(row)
                 and (row["metric"], row["evaluator"], row["task"])
@@ -109,7 +105,7 @@ def find_left_out(
                 reason += ", ".join(map(repr, others))
             else:
                 continue
-            found.setdefault(reason, []).append(f"{tables.in_words(protocol.evaluator)}, {task}")
+            found.setdefault(reason, []).append(f"{row_names.in_words(protocol.evaluator)}, {task}")
     return [f"{reason} ({'; '.join(dict.fromkeys(rows))})." for reason, rows in found.items()]
 
 
@@ -138,10 +134,10 @@ def make_overview(
                 counter[difference["verdict"]] += 1
         rows.append(
             {
-                "evaluator": tables.in_words(protocol.evaluator),
+                "evaluator": row_names.in_words(protocol.evaluator),
                 "task": task,
                 "metric": table["metric"],
-                "input": tables.INPUTS.get(protocol.input, protocol.input),
+                "input": row_names.INPUTS.get(protocol.input, protocol.input),
                 "chance": _find_chance(evaluations, task, protocol),
                 "cells": [cells.get(evaluation.title) for evaluation in evaluations],
             }

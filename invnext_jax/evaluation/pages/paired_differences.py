@@ -185,7 +185,7 @@ def _write_interval(interval: Interval, form: MetricFormat) -> dict[str, Any]:
     """Returns the difference, the interval and the verdict as text."""
     verdict = find_verdict(interval.value, interval.low, interval.high, form)
     numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
-    texts = {name: "+" * (value > 0) + form.write(value) for name, value in numbers.items()}
+    texts = {name: form.write_difference(value) for name, value in numbers.items()}
     return {**texts, "verdict": verdict, "n": interval.n}
 
 

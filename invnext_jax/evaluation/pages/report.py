@@ -98,9 +98,9 @@ def write_report(
 
 
 def read_evaluations(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Returns the results of those folders that are workdirs of evaluations."""
-    paths = map(Path, folders)
-    return [results_file.read_results(p) for p in paths if (p / results_file.RESULTS).is_file()]
+    """Returns the results of those folders that are workdirs of evaluations, with their paths."""
+    paths = [path for path in map(Path, folders) if (path / results_file.RESULTS).is_file()]
+    return [{**results_file.read_results(path), "workdir": str(path.resolve())} for path in paths]
 
 
 def render(template: str, **content: Any) -> str:

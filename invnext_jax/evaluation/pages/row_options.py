@@ -1,0 +1,112 @@
+"""The options on which the rows of an evaluator depend, and their differences between results."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from invnext_jax.evaluation.evaluators import registry
+from invnext_jax.evaluation.feature_store import feature_cache
+
+# Options that no row depends on, or that other fields of the results describe: the checkpoint, the
+# hashes of the manifests, and the clips.
+_IDENTITY = ("checkpoint", "ema", "steps", "evaluators", "controls", "tasks", "same_manifest")
+_NOT_COMPARED = {*_IDENTITY, "train_manifest", "val_manifest", "batch_size", "features.max_gb"}
+_NOT_COMPARED |= {f"data.{name}" for name in feature_cache.NOT_IN_KEY}
+_CLIPS = {f"data.{name}" for name in ("frames", "size", "short_side", "sampling", "stride")}
+_PLACES = {"root", "train_manifest", "val_manifest", "memory_gb"}  # in the sections of evaluators
+# Options that select rows without changing their values.
+_SELECTIONS = {
+    "linear_probe": {"poolings"},
+    "knn": {"poolings", "knn.neighbors"},
+    "few_shot": {"poolings", "knn.shots"},
+    "anticipation": {"anticipation.recall_at"},
+    "temporal_context": {"temporal_context.targets"},
+}
+# Options of `config.data` that are used only if the clips of training are augmented.
+_AUGMENTATION = ("crop", "flip", "jitter", "weights", "repeats", "on_bad", "max_bad_share")
+_AUGMENTATION += ("by_source",)
+
+
+def find_options(results: Mapping[str, Any], evaluator: str) -> dict[str, Any]:
+    """Returns the options of the rows of an evaluator by dotted name, without those of the clips.
+
+    Args:
+      results: content of results.json.
+      evaluator: name of the evaluator. The rows of one that is not registered, or that does not
+        list its options, may depend on all options.
+    """
+    config = results.get("run", {}).get("config", {})
+    known = registry.EVALUATORS
+    own = getattr(known.get(evaluator), "options", None)
+    others = [name for e in known.values() for name in getattr(e, "options", ())]
+    is_augmented = any(
+        isinstance(config.get(name), Mapping) and config[name].get("augment") for name in own or ()
+    )
+    found = {}
+    for name, value in _leaves(config):
+        section, *rest = name.split(".")
+        if name in _NOT_COMPARED or name in _CLIPS or name in _SELECTIONS.get(evaluator, ()):
+            continue
+        if section == "data" and not is_augmented and rest and rest[0].startswith(_AUGMENTATION):
+            continue
+        if section != "data" and rest and rest[-1] in _PLACES:
+            continue
+        if own is None or _is_part(name, own) or not _is_part(name, others):
+            found[name] = value
+    return found
+
+
+def find_changes(
+    first: Mapping[str, Any], second: Mapping[str, Any], evaluator: str
+) -> dict[str, tuple[Any, Any]]:
+    """Returns the options of an evaluator that differ between two results, with both values.
+
+    Options that only one of the results has are not compared, because versions add options.
+    """
+    options, others = (find_options(results, evaluator) for results in (first, second))
+    return {
+        name: (options[name], others[name])
+        for name in options.keys() & others.keys()
+        if _write(options[name]) != _write(others[name])
+    }
+
+
+def find_clips(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the frames, the size and the sampling of the clips; {} if they are unknown."""
+    clips = results.get("clips", {})
+    return {name: value for name, value in clips.items() if not name.startswith("encoder_")}
+
+
+def make_key(results: Mapping[str, Any], evaluator: str, *, with_encoder: bool = True) -> str:
+    """Returns a text that is equal for results whose reference rows must be equal.
+
+    It contains the data, the clips, and the options of the evaluator; and, if `with_encoder` is
+    set, the sizes of the encoder but not its parameters.
+    """
+    rows = [row for row in results["rows"] if row["evaluator"] == evaluator]
+    own_data = {_write([row.get("videos_key"), row.get("videos_digest")]) for row in rows}
+    return _write(
+        [
+            *(results.get(name) for name in ("manifests", "videos")),
+            results.get("encoder") if with_encoder else None,
+            sorted(own_data),
+            find_clips(results),
+            find_options(results, evaluator),
+        ]
+    )
+
+
+def _is_part(name: str, options) -> bool:
+    return any(name == option or name.startswith(f"{option}.") for option in options)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _write(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
