@@ -81,7 +81,7 @@ class TemporalContext:
             name=inputs.name,
             input=what,
             task=target,
-            metric="prediction_loss",
+            metric="prediction_gain" if what == GAIN else "prediction_loss",
             value=float(np.mean(score_b)),
             standard_error=float(np.std(score_b, ddof=1) / math.sqrt(count)) if count > 1 else None,
             n=count,

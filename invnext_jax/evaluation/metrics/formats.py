@@ -41,7 +41,6 @@ _PERCENT = {
     "pck_0.1": "PCK@0.1",
     "pck_0.2": "PCK@0.2",
     "position_accuracy": "position accuracy",
-    **{f"class_mean_recall@{k}": f"class-mean recall@{k}" for k in (1, 5, 10)},
     **{f"recall_at_{k}": f"R@{k}" for k in (1, 5, 10)},
     "mean_iou": "mean IoU",
     "average_jaccard": "average Jaccard",
@@ -54,9 +53,15 @@ METRICS = {
     **{name: MetricFormat(f"{title}, %", 100.0, 1, True) for name, title in _PERCENT.items()},
     **{name: MetricFormat(title, 1.0, 3, False, False) for name, title in _ERRORS.items()},
     "median_rank": MetricFormat("median rank", 1.0, 1, False, False),
+    "prediction_loss": MetricFormat("prediction loss", 1.0, 4, False, False),
+    "prediction_gain": MetricFormat("gain of prediction from other frames", 1.0, 4),
 }
+_RECALL = "class_mean_recall@"  # followed by the number of classes that count as predicted
 
 
 def find_format(metric: str) -> MetricFormat:
     """Returns the format of a metric; unknown metrics are not scaled."""
+    if metric.startswith(_RECALL):
+        title = f"class-mean recall@{metric.removeprefix(_RECALL)}, %"
+        return MetricFormat(title, 100.0, 1, True)
     return METRICS.get(metric, MetricFormat(metric.replace("_", " ")))

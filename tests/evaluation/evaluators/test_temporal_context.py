@@ -47,6 +47,8 @@ def test_the_gain_is_the_difference_of_both_losses_of_each_video(
     assert len(rows) == len(found) == 6
     for task in ("latents", "pixels"):
         own, both, gain = (rows[task, what] for what in ("own frame", "all frames", GAIN))
+        assert own.metric == both.metric == "prediction_loss"
+        assert gain.metric == "prediction_gain"
         assert own.n == both.n == 5 and own.value > 0 and both.value > 0
         scores = own.scores.score_b - both.scores.score_b
         assert math.isclose(gain.value, scores.mean(), rel_tol=1e-5, abs_tol=1e-7)

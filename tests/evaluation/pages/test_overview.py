@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_evaluations import write_evaluation
 
+from invnext_jax.evaluation.metrics import formats
 from invnext_jax.evaluation.pages import comparison, overview
 from invnext_jax.evaluation.pages.overview import Measurement
 from invnext_jax.evaluation.pages.paired_differences import Protocol
@@ -124,3 +125,37 @@ def test_encoders_without_a_value_or_with_other_videos_are_named(tmp_path, manif
     assert marks == ["apart", "best", ""]
     page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
     assert "d has no value for" in page and 'class="figure apart"' in page
+
+
+def test_the_gain_of_prediction_has_a_row_and_lower_losses_are_better(tmp_path, manifest):
+    base = {"evaluator": "temporal_context", "name": "encoder", "task": "latents", "n": 2}
+    folders = []
+    for name, losses in (("a", (0.5, 0.4)), ("b", (0.3, 0.1))):
+        values = {"own frame": losses[0], "all frames": losses[1], "gain": losses[0] - losses[1]}
+        rows = [
+            {
+                **{**base, "input": what, "value": value, "standard_error": 0.01},
+                "metric": "prediction_gain" if what == "gain" else "prediction_loss",
+            }
+            for what, value in values.items()
+        ]
+        folders.append(write_evaluation(tmp_path / name, manifest, [1, 0], rows=rows))
+    evaluations = comparison.read_evaluations(folders)
+    measurements = overview.choose_measurements(evaluations)
+    assert [(m.protocol.metric, m.protocol.input) for m in measurements] == [
+        ("prediction_loss", "all frames"),
+        ("prediction_gain", "gain"),
+    ]
+    for measurement in measurements:  # b has the lower loss and the higher gain
+        table = comparison.make_table(evaluations, measurement.protocol)
+        cells = [row["cells"]["latents"] for row in table["rows"]]
+        assert [cell["mark"] for cell in cells] == ["", "best"]
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 20])
+def test_class_mean_recall_is_in_percent_for_each_k(k):
+    form = formats.find_format(f"class_mean_recall@{k}")
+    assert (form.title, form.write(0.123), form.is_share) == (
+        *(f"class-mean recall@{k}, %", "12.3"),
+        True,
+    )
