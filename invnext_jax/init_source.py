@@ -51,7 +51,7 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
     if not path:
         return Source()
     if not path.endswith(".safetensors") and not published.is_published(path):
-        params, found, step = reader.restore_run(path)
+        params, found, step, _ = reader.restore_run(path)
         check_source(config, found, step)
         return Source(params, step, found)
     with consensus.all_hosts_agree(f"the weights {path}"):

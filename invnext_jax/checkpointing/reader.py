@@ -32,11 +32,19 @@ _SECTIONS = ("data", "decoder", "ema", "encoder", "eval", "predictor", "teacher"
 
 
 class RunParameters(NamedTuple):
-    """Parameters of a run as numpy arrays, the run's config, and the step of the checkpoint."""
+    """Parameters of a run as numpy arrays, and where they are from.
+
+    Attributes:
+      params: the parameters.
+      config: the run's config.
+      step: step of the checkpoint that was read.
+      damaged: steps of newer checkpoints that were skipped because they are damaged.
+    """
 
     params: Any
     config: ml_collections.FrozenConfigDict
     step: int
+    damaged: tuple[int, ...] = ()
 
 
 def restore_params(path: str | pathlib.PurePath) -> tuple[Any, ml_collections.FrozenConfigDict]:
@@ -66,6 +74,7 @@ def restore_run(
         if step is not None and step not in steps:
             raise UserError(f"{path} has no checkpoint of step {step}: choose one of {steps}")
         broadcast.value = steps if step is None else [step]
+    damaged = []
     for number in reversed(broadcast.value):
         checkpoint = folder / str(number)
         try:
@@ -78,9 +87,10 @@ def restore_run(
                     found = _read_params(checkpoint, field, has_checksums)
                     if step is None:
                         _warn_if_unfinished(path, found)
-                    return found
+                    return found._replace(damaged=tuple(damaged))
         except CorruptCheckpointError as error:
             logging.warning("checkpoint %s is damaged: %s", checkpoint, error)
+            damaged.append(number)
     if step is not None:
         raise UserError(f"{folder / str(step)} is damaged: choose the checkpoint of another step")
     raise UserError(f"{path} has no intact checkpoint: use the --workdir of a run that saved one")

@@ -35,6 +35,7 @@ from invnext_jax.evaluation.evaluation_data import SPLITS, EvaluationData
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
+from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.results_file import RESULTS
 from invnext_jax.json_file import hash_json
@@ -157,7 +158,11 @@ def _evaluate(
     splits = split_checks.SplitReport({}, [])
     if has_manifests:
         splits = split_checks.compare_splits(config, tasks)
-    notes = [*clip_settings.compare_with_encoder(clips), *splits.notes]
+    notes = [
+        *_describe_damaged(config.checkpoint, encoder),
+        *clip_settings.compare_with_encoder(clips),
+        *splits.notes,
+    ]
     for note in notes:
         log_on_process_0(f"note: {note}")
     measurements = []
@@ -182,7 +187,7 @@ def _evaluate(
         "format": results_file.FORMAT,
         "key": key,
         "checkpoint": str(config.checkpoint),
-        "step": _newest_step(config.checkpoint) if step is None else step,
+        "step": encoder.loaded.step if encoder.loaded and step is None else step,
         "manifests": dict(dataset.digests),
         "videos": dict(dataset.video_digests),
         "stage": stage,
@@ -208,8 +213,15 @@ def _count_unreadable(measurements: Iterable[Mapping[str, Any]]) -> dict[str, di
     return {"unreadable": {split: max(c.get(split, 0) for c in counts) for split in SPLITS}}
 
 
-def _newest_step(checkpoint: str) -> int | None:
-    return max(pretrained.list_steps(checkpoint), default=None)
+def _describe_damaged(checkpoint: str, encoder: FrozenEncoder) -> list[str]:
+    """Returns a note if newer checkpoints of a run are damaged and were skipped."""
+    if not encoder.loaded or not encoder.loaded.damaged:
+        return []
+    steps = ", ".join(map(str, encoder.loaded.damaged))
+    return [
+        f"{checkpoint} has damaged checkpoints, which were skipped (step {steps}), so that the "
+        f"checkpoint of step {encoder.loaded.step} is evaluated."
+    ]
 
 
 def _plan(evaluators, inputs, untrained, controls: bool):

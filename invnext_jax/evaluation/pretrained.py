@@ -50,7 +50,8 @@ class LoadedEncoder(NamedTuple):
     """An encoder module, its parameters (float32 NumPy arrays), and their config.
 
     `pool` has the parameters of the attention pool; None if the checkpoint has no pool. `predictor`
-    is None if the checkpoint has no predictor.
+    is None if the checkpoint has no predictor. `step` is that of a run's checkpoint, and `damaged`
+    the steps of its newer checkpoints that were skipped.
     """
 
     encoder: Encoder
@@ -58,6 +59,8 @@ class LoadedEncoder(NamedTuple):
     config: ml_collections.ConfigDict
     pool: Any = None
     predictor: LoadedPredictor | None = None
+    step: int | None = None
+    damaged: tuple[int, ...] = ()
 
 
 def load_params(
@@ -77,6 +80,12 @@ def load_params(
     Raises:
       UserError: the path is empty, or has no weights or no encoder.
     """
+    return _load_params(path, ema, step)[:2]
+
+
+def _load_params(path: str | Path, ema: bool, step: int | None):
+    """Returns the result of `load_params`, and `LoadedEncoder.step` and `LoadedEncoder.damaged`."""
+    source: tuple[Any, ...] = (None, ())
     if not str(path):
         raise UserError(
             "config.checkpoint is empty: set it to a run's workdir or a .safetensors file"
@@ -87,11 +96,11 @@ def load_params(
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
-        params, config, _ = reader.restore_run(path, ema=ema, step=step)
+        params, config, *source = reader.restore_run(path, ema=ema, step=step)
         config = ml_collections.ConfigDict(config)
         _check_run(params, config, path)
     _require_encoder(params, path)
-    return params, config
+    return params, config, *source
 
 
 def _check_run(params: dict[str, Any], config: ml_collections.ConfigDict, path: str | Path) -> None:
@@ -137,11 +146,11 @@ def load_encoder(path: str | Path, *, ema: bool = False, step: int | None = None
     Raises:
       UserError: see `load_params`.
     """
-    params, config = load_params(path, ema=ema, step=step)
+    params, config, *source = _load_params(path, ema, step)
     encoder = encoder_model.from_config(config)
     with import_weights.config_errors(path):
         predictor = _find_predictor(params, config)
-    return LoadedEncoder(encoder, params["encoder"], config, params.get("pool"), predictor)
+    return LoadedEncoder(encoder, params["encoder"], config, params.get("pool"), predictor, *source)
 
 
 def _find_predictor(params: dict[str, Any], config: Any) -> LoadedPredictor | None:

@@ -1,9 +1,11 @@
 """Evaluation of several checkpoints of a run."""
 
+import ml_collections
 import numpy as np
 import pytest
 from toy_evaluation import get_config
 
+from invnext_jax.checkpointing import reader
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import (
     evaluate,
@@ -82,3 +84,22 @@ def test_steps_without_a_checkpoint_are_refused(folder, tmp_path, fake_run, monk
     with pytest.raises(UserError, match="steps='first' needs the workdir of a run"):
         evaluate.evaluate_checkpoint(config, tmp_path)
     assert fake_run == []
+
+
+@pytest.mark.parametrize("damaged", [(), (10, 8)])
+def test_results_have_the_step_that_was_restored(folder, tmp_path, monkeypatch, damaged, capsys):
+    """Step 4 is restored; a checkpoint of step 12 is written while it is measured."""
+    params, config = pretrained.load_params(folder / "encoder.safetensors")
+    found = reader.RunParameters(params, ml_collections.FrozenConfigDict(config), 4, damaged)
+    monkeypatch.setattr(reader, "restore_run", lambda *_, **__: found)
+    monkeypatch.setattr(pretrained, "list_steps", lambda _: [2, 4, 8, 10, 12])
+    config = get_config(folder, checkpoint="runs/s1", evaluators=("knn",), tasks=("shape",))
+    config.controls = False
+    results = evaluate.evaluate_checkpoint(config, tmp_path)
+    assert results["step"] == 4
+    note = (
+        "runs/s1 has damaged checkpoints, which were skipped (step 10, 8), so that the checkpoint "
+        "of step 4 is evaluated."
+    )
+    assert results["notes"] == [note] * bool(damaged)
+    assert (note in capsys.readouterr().out) == bool(damaged)
