@@ -152,12 +152,15 @@ def main(argv: Sequence[str]) -> None:
     elif _DRY_RUN.value:
         print(commands.predict(folder.path, _read_request(required=True), _DEVICE.value))
     elif _CANCEL.value:
+        if not folder.is_locked():  # otherwise, the command that runs has the executor
+            _check_executor(folder)
         print(commands.cancel(folder, _make_executor))
     elif _COLLECT.value:
         print(cluster_commands.collect(folder))
     elif _EXECUTOR.value in ("skypilot", "jobset"):
         print(_write_files(folder))
     else:
+        _check_executor(folder)
         options = RunOptions(retries=_RETRIES.value)
         if not commands.run_sweep(folder, _read_request(), _make_executor, options, _RETRY.value):
             sys.exit(1)
@@ -168,6 +171,15 @@ def _list_given() -> list[str]:
     module = flags.FLAGS.find_module_defining_flag("workdir")
     found = flags.FLAGS.flags_by_module_dict()[module]
     return [flag.name for flag in found if flag.present and flag.value is not False]
+
+
+def _check_executor(folder: SweepFolder) -> None:
+    flag_checks.check_executor(
+        folder,
+        _EXECUTOR.value,
+        is_given=bool(flags.FLAGS["executor"].present),
+        has_config=_CONFIG.value is not None,
+    )
 
 
 def _read_request(*, required: bool = False) -> commands.Request | None:
@@ -186,7 +198,7 @@ def _read_request(*, required: bool = False) -> commands.Request | None:
         devices_per_job=_DEVICES.value,
         cores_per_job=_CORES.value,
         hosts_per_job=_HOSTS.value,
-        on_cluster=_EXECUTOR.value != "local",
+        executor=_EXECUTOR.value,
         device=_DEVICE.value if flags.FLAGS["device"].present else "",
     )
 

@@ -1,5 +1,6 @@
 """The commands of `launch/sweep.py` for other tools: write their files, collect results."""
 
+import dataclasses
 from pathlib import Path
 
 from invnext_jax.errors import UserError
@@ -37,7 +38,7 @@ def write_files(
         sweep, configs = commands.expand_request(request, folder.path)
         sweep = add_resources(sweep, configs, commands.find_resources(request), folder.path)
         paths = write_manifests(sweep, folder.path, out, system, options)
-        folder.write_sweep(sweep)
+        folder.write_sweep(dataclasses.replace(sweep, executor=request.executor))
     lines = [f"{system.value} {path}" for path in paths]
     if missing := commands.find_missing_files(configs):
         lines.append(f"must exist on the cluster: {', '.join(missing)}")

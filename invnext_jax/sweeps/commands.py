@@ -36,7 +36,7 @@ class Request:
       devices_per_job: accelerators of each job; 0 for one, if there are any.
       cores_per_job: CPU cores of each job; 0 for the default.
       hosts_per_job: machines of each job.
-      on_cluster: whether the jobs run on other machines than this one.
+      executor: the system that runs the jobs, a value of --executor.
       device: kind of the accelerators of a cluster; "" if it is unknown.
     """
 
@@ -46,8 +46,13 @@ class Request:
     devices_per_job: int = 0
     cores_per_job: int = 0
     hosts_per_job: int = 1
-    on_cluster: bool = False
+    executor: str = "local"
     device: str = ""
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the jobs run on other machines than this one."""
+        return self.executor != "local"
 
 
 def parse_settings(texts: Sequence[str]) -> list[Setting]:
@@ -143,6 +148,7 @@ def run_sweep(
                 )
             log(f"estimating the memory of {count_noun(len(sweep.jobs), 'job')} (see {cost.PLANS})")
             sweep = add_resources(sweep, configs, find_resources(request), folder.path)
+            sweep = dataclasses.replace(sweep, executor=request.executor)
             folder.write_sweep(sweep)
         if retry:
             retry_failed(folder, sweep)

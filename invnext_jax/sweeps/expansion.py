@@ -54,12 +54,14 @@ class ExpandedSweep:
       arms: the rows of the table.
       columns: the columns of the table by title; {} for all values.
       jobs: the jobs by name.
+      executor: value of --executor; "" if it is unknown.
     """
 
     source: str
     arms: tuple[PlannedArm, ...]
     columns: Mapping[str, Column]
     jobs: Mapping[str, PlannedJob]
+    executor: str = ""
 
     def arm_names(self, job: str) -> list[str]:
         """Returns the names of the arms that use a job, without duplicates."""
@@ -74,6 +76,7 @@ class ExpandedSweep:
         return {
             "source": self.source,
             "folder": str(folder),
+            "executor": self.executor,
             "arms": [dataclasses.asdict(arm) for arm in self.arms],
             "columns": {title: _column_to_json(c) for title, c in self.columns.items()},
             "jobs": [_job_to_json(planned) for planned in self.jobs.values()],
@@ -98,7 +101,9 @@ class ExpandedSweep:
         for column in tree["columns"].values():
             _check_texts(column.values() if isinstance(column, dict) else [None])
         columns = {title: Column(**column) for title, column in tree["columns"].items()}
-        return cls(tree["source"], arms, columns, jobs)
+        executor = tree.get("executor", "")  # not in folders of older versions
+        _check_texts([executor])
+        return cls(tree["source"], arms, columns, jobs, executor)
 
 
 def join_names(names: Sequence[str], most: int = 3) -> str:

@@ -1,8 +1,9 @@
-"""Checks which flags of `launch/sweep.py` have an effect together."""
+"""Checks which flags of `launch/sweep.py` have an effect together and agree with the sweep."""
 
 from collections.abc import Sequence
 
 from invnext_jax.errors import UserError
+from invnext_jax.sweeps.sweep_folder import SweepFolder
 
 # Flags that replace the run of the sweep by another command, and the flags that the command reads.
 # A name that ends in a dot stands for all flags that start with it. A dry run reads all flags of a
@@ -68,3 +69,34 @@ def _unused_reason(name: str, action: str, executor: str) -> str:
 
 def _is_in(name: str, names: Sequence[str]) -> bool:
     return any(name == one or (one.endswith(".") and name.startswith(one)) for one in names)
+
+
+def check_executor(
+    folder: SweepFolder, executor: str, *, is_given: bool = False, has_config: bool = False
+) -> None:
+    """Checks that a sweep continues on the system on which it was started.
+
+    Args:
+      folder: the folder of the sweep, which need not have one yet.
+      executor: value of --executor.
+      is_given: whether the command line sets --executor.
+      has_config: whether it sets --config. With both, the jobs move to the other system and get the
+        resources that the command line gives.
+
+    Raises:
+      UserError: the sweep was started on another system.
+    """
+    if (is_given and has_config) or not folder.exists():
+        return
+    try:
+        recorded = folder.read_sweep().executor
+    except UserError:
+        if has_config:  # replaces a damaged description
+            return
+        raise
+    if recorded not in ("", executor):
+        raise UserError(
+            f"the sweep in {folder.path} was started with --executor={recorded}: repeat this flag "
+            f"and its options, or set --executor={executor} and --config to run the jobs elsewhere "
+            "from now on"
+        )

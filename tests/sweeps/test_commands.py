@@ -13,7 +13,7 @@ from fake_sweeps import FAKE
 
 from invnext_jax.errors import UserError
 from invnext_jax.planning import plan
-from invnext_jax.sweeps import cluster_commands, commands, resources, step_config
+from invnext_jax.sweeps import cluster_commands, commands, flag_checks, resources, step_config
 from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import Machine
 from invnext_jax.sweeps.manifests.options import ClusterOptions
@@ -225,7 +225,7 @@ def test_settings_of_another_form_are_user_errors(text):
 
 def test_files_are_written_and_results_collected(folder, request_, tmp_path):
     hosts = {"hosts_per_job": 2, "devices_per_job": 8, "device": "h100"}
-    request = dataclasses.replace(request_, on_cluster=True, **hosts)
+    request = dataclasses.replace(request_, executor="skypilot", **hosts)
     options = ClusterOptions(storage="gs://bucket/sweep")
     out = tmp_path / "out"
     text = cluster_commands.write_files(folder, request, out, System.SKYPILOT, options)
@@ -248,6 +248,31 @@ def test_jobs_of_another_executor_are_not_polled(folder, request_, tmp_path):
         run(folder, None)
     with pytest.raises(UserError, match="--collect is for jobs that another tool started"):
         cluster_commands.collect(folder)
+
+
+def test_the_executor_is_recorded_and_changes_only_on_purpose(folder, request_):
+    flag_checks.check_executor(folder, "local")  # there is no sweep yet
+    run(folder, dataclasses.replace(request_, executor="slurm"))
+    assert json.loads((folder.path / "sweep.json").read_text())["executor"] == "slurm"
+    flag_checks.check_executor(folder, "slurm")
+    with pytest.raises(UserError, match=r"was started with --executor=slurm: repeat this flag"):
+        flag_checks.check_executor(folder, "local")
+    flag_checks.check_executor(folder, "local", is_given=True, has_config=True)
+    run(folder, request_)
+    flag_checks.check_executor(folder, "local")
+    (folder.path / "sweep.json").write_text("{damaged")
+    flag_checks.check_executor(folder, "local", has_config=True)
+    with pytest.raises(UserError, match="is damaged|is not"):
+        flag_checks.check_executor(folder, "local")
+
+
+def test_folders_of_older_versions_have_no_executor(folder, request_):
+    run(folder, request_)
+    path = folder.path / "sweep.json"
+    tree = json.loads(path.read_text())
+    del tree["executor"]
+    path.write_text(json.dumps(tree))
+    flag_checks.check_executor(folder, "slurm")
 
 
 def test_several_hosts_need_another_executor(folder, request_):

@@ -44,6 +44,7 @@ def change_job(**fields):
         lambda tree: tree["jobs"][0].update(dependencies=[tree["jobs"][1]["name"]]),
         lambda tree: tree["jobs"][0].update(dependencies=[tree["jobs"][0]["name"]]),
         lambda tree: tree.update(columns=[]),
+        lambda tree: tree.update(executor=1),
         lambda tree: tree.update(columns={"a": {"step": 1}}),
         lambda tree: tree["arms"][0].update(name=1),
         lambda tree: tree["arms"][0].update(jobs={"stage1": "none"}),
