@@ -203,8 +203,8 @@ def defaults() -> ml_collections.ConfigDict:
             # How masks are drawn: "semantic" (by the teacher's attention), "multi_block", "tube" or
             # "random".
             "kind": "semantic",
-            # Fraction of the patches that is masked, for all kinds except multi_block. The paper's
-            # text says 0.8.
+            # Fraction of the patches that is masked, for all kinds except multi_block, rounded down
+            # to whole patches of a frame. The paper's text says 0.8.
             "ratio": 0.75,
             # Fraction of the masked patches that is predicted. The patches are drawn at random in
             # each step. Values below 1 change the method.

@@ -9,6 +9,7 @@ from invnext_jax import loop
 from invnext_jax.checkpointing import evaluated_videos, reader, run_metadata
 from invnext_jax.monitoring import parameter_table
 from invnext_jax.multihost.distributed import log_on_process_0
+from invnext_jax.objectives import masks
 from invnext_jax.stages import image_teacher
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
@@ -36,6 +37,9 @@ def log_start(run: loop.Run) -> None:
         )
     if text := _describe_interpolation(run.config):
         log_on_process_0(text)
+    data, patch = run.config.data, run.config.encoder.patch
+    grid = data.frames, data.size // patch, data.size // patch
+    log_on_process_0(masks.describe(run.config.mask, grid))
     if "teacher" in run.frozen:
         log_on_process_0(image_teacher.describe_teacher(run.config))
     log_on_process_0(run.recipe.describe())

@@ -31,7 +31,8 @@ ARROWS = {
     | {"multihost", "monitoring", "data", "weights"},
     "init_source": {"checkpointing", "multihost", "weights"},
     "loop": {"stages", "training", "checkpointing", "multihost", "monitoring"},
-    "start_log": {"loop", "stages", "training", "checkpointing", "multihost", "monitoring"},
+    "start_log": {"loop", "stages", "objectives", "training", "checkpointing", "multihost"}
+    | {"monitoring"},
     "config_checks": {"data", "models", "objectives", "training", "monitoring", "checkpointing"}
     | {"online_evaluation"},
     "online_evaluation": {
@@ -152,7 +153,7 @@ LAYERS = {
         {"export", "match", "published", "reference"}
         | {"image_models", "video_models", "text_models"},
         {"model_family"},
-        {"files", "layout", "model_sizes"},
+        {"files", "layout", "model_sizes", "pixel_stats"},
     ],
     "training": [{"compilation"}, {"step", "recipe"}, {"state"}, {"mesh", "optimizer"}],
     "checkpointing": [

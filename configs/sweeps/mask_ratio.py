@@ -10,6 +10,7 @@ from invnext_jax.sweeps.arms import Arm, chain, make_arm
 
 COLUMNS = evaluations.COLUMNS
 RATIOS = (0.5, 0.65, 0.75, 0.8, 0.9)
+TINY_RATIOS = (0.5, 0.625, 0.75, 0.875)  # multiples of a patch; a frame has 16
 RELEASED = 0.75  # of the released scripts; the paper's text says 0.8
 
 
@@ -21,7 +22,7 @@ def sweep(variant: str = "base") -> Iterator[Arm]:
         stage1 = f"configs/stage1.py:{variant}"
         steps = chain(stage1=stage1, k400=evaluations.K400, ssv2=evaluations.SSV2)
         overrides = {"stage1.data.manifest": "data/kmash.csv"}
-    for ratio in RATIOS:
+    for ratio in TINY_RATIOS if variant == "tiny" else RATIOS:
         yield make_arm(
             steps,
             {**overrides, "stage1.mask.ratio": ratio, "name": f"mask ratio {ratio}"},

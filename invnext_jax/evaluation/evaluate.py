@@ -39,6 +39,7 @@ from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.results_file import RESULTS
 from invnext_jax.json_file import hash_json
+from invnext_jax.models import heads
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 
@@ -163,6 +164,9 @@ def _evaluate(
         *clip_settings.compare_with_encoder(clips),
         *splits.notes,
     ]
+    if encoder.pool_width and "pool" in config.poolings and encoder.loaded:
+        if heads.is_untrained_pool(encoder.loaded.pool):
+            notes.append(f"The rows of the pool say nothing: {heads.UNTRAINED_POOL}.")
     for note in notes:
         log_on_process_0(f"note: {note}")
     measurements = []

@@ -15,6 +15,7 @@ from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import export_check, pretrained
+from invnext_jax.models import heads
 from invnext_jax.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.weights import export, files, layout, match, published, reference
 
@@ -93,7 +94,8 @@ def export_run(
         check = export_check.check_export(draft, run, config, chosen, tensors, export_format.dtype)
         _move(output_paths(draft, export_format), targets)
     summary = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {export_format.dtype})"
-    return f"{summary}. Read back: {check}."
+    note = f" Note: {heads.UNTRAINED_POOL}." if heads.is_untrained_pool(chosen.get("pool")) else ""
+    return f"{summary}. Read back: {check}.{note}"
 
 
 @contextlib.contextmanager

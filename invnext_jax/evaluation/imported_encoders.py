@@ -23,6 +23,7 @@ from invnext_jax.models import teachers, tubelet_encoder
 from invnext_jax.models.patches import normalize
 from invnext_jax.weights import import_weights, match, video_models
 from invnext_jax.weights.files import Checkpoint
+from invnext_jax.weights.pixel_stats import read_pixel_stats
 
 DEFAULT_FRAMES = 16  # frames of a clip in the paper's evaluations (Table 15)
 KIND_OF_MODEL_TYPE = {  # `model_type` in config.json -> kind of importer
@@ -59,7 +60,7 @@ def read_folder(checkpoint: Checkpoint, source: str | Path) -> FrozenEncoder:
     kind = KIND_OF_MODEL_TYPE[checkpoint.config["model_type"]]
     if kind in video_models.FAMILIES:
         params, sizes = import_weights.read_tubelet_encoder(kind, checkpoint, source)
-        return from_tubelet_encoder(params, sizes, video_models.read_pixel_stats(source))
+        return from_tubelet_encoder(params, sizes, read_pixel_stats(source))
     imported = import_weights.read_teacher(kind, checkpoint, source)
     return from_teacher(imported.params["teacher"], imported.config["teacher"])
 
@@ -154,7 +155,7 @@ def from_tubelet_encoder(
     Args:
       params: parameters of the encoder.
       sizes: see `tubelet_encoder.from_sizes`.
-      pixel_stats: "mean" and "std" of the pixels; see `video_models.read_pixel_stats`.
+      pixel_stats: "mean" and "std" of the pixels; see `weights.pixel_stats.read_pixel_stats`.
     """
     module, tubelet = tubelet_encoder.from_sizes(sizes), sizes["tubelet"]
     mean, std = (np.array(pixel_stats[name], np.float32) for name in ("mean", "std"))

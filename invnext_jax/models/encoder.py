@@ -124,10 +124,11 @@ class Encoder(nn.Module):
 
 
 def check_config(config: Any) -> None:
-    """Checks the sizes in `config.encoder`, and that frames divide into whole patches.
+    """Checks the values in `config.encoder`, and that frames divide into whole patches.
 
     Raises:
-      UserError: the width or the frame size is not divisible as required.
+      UserError: the width or the frame size is not divisible as required, or the drop rate is not a
+        probability.
     """
     patch = config.encoder.patch
     for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
@@ -135,6 +136,11 @@ def check_config(config: Any) -> None:
             raise UserError(
                 f"config.{name}={size} must be divisible by config.encoder.patch={patch}"
             )
+    if not 0 <= config.encoder.drop_path < 1:
+        raise UserError(
+            f"config.encoder.drop_path={config.encoder.drop_path} must be at least 0 and less than "
+            "1: it is the probability with which the last layer is skipped"
+        )
     check_heads(config, "encoder")
 
 

@@ -3,6 +3,9 @@
 Shape key: l taps, b batch, n tokens, d width, h heads, e head width.
 """
 
+from typing import Any
+
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,8 @@ from invnext_jax.models.gather import broadcast_leading, gather_rows
 from invnext_jax.models.layers import Dtype, ProjectionHead, dense, layer_norm
 from invnext_jax.models.positions import Grid, PositionTable
 from invnext_jax.models.sharding import replicate_tokens
+
+UNTRAINED_POOL = "the attention pool has its initial values, because no loss trained it"
 
 
 class AlignHeads(nn.Module):
@@ -74,3 +79,15 @@ class AttentionPool(nn.Module):
         y_bd = attend(q_bnhe, k_bnhe, v_bnhe).reshape(-1, d)
         out = dense(self.width, ("heads", "embed"), name="proj", dtype=self.dtype)
         return out(y_bd).astype(jnp.float32)
+
+
+def is_untrained_pool(params: Any) -> bool:
+    """Returns whether an attention pool has its initial values.
+
+    A run trains the pool only with `config.loss.align_pooled`. Otherwise all biases are still 0 and
+    all scales 1. `params` is None if there is no pool.
+    """
+    flat = flax.traverse_util.flatten_dict(params or {})
+    initial = {"bias": 0.0, "scale": 1.0}
+    compared = [(leaf, initial[path[-1]]) for path, leaf in flat.items() if path[-1] in initial]
+    return bool(compared) and all(bool((leaf == value).all()) for leaf, value in compared)

@@ -17,11 +17,14 @@ import numpy as np
 
 from invnext_jax import atomic_file, json_file
 from invnext_jax.errors import UserError
-from invnext_jax.weights.files import LazyTensor, open_checkpoint, write_tensors
+from invnext_jax.weights.files import LazyTensor, open_checkpoint, read_metadata, write_tensors
 from invnext_jax.weights.model_sizes import check_sizes
 
 FORMAT = 1
 SECTIONS = ("encoder", "predictor", "teacher", "text", "data")  # sections of a config
+_CONFIG_HASH = (
+    "config_sha256"  # in the metadata of the weights, so that exchanged files are noticed
+)
 MAX_NESTING = 32  # maximum depth of a parameter tree
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -76,7 +79,8 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
     atomic_file.remove_temporary_files(path)  # these may be large
     with atomic_file.temporary_folder(path) as folder:
         part, json_part = folder / path.name, folder / json_path.name
-        write_tensors(part, lazy_tensors(params), metadata={"format": "invnext-jax"})
+        metadata = {"format": "invnext-jax", _CONFIG_HASH: json_file.hash_json(about.get("config"))}
+        write_tensors(part, lazy_tensors(params), metadata=metadata)
         json_part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         # The .json file is renamed last, because an export without it is not valid.
         atomic_file.replace(part, path)
@@ -113,6 +117,12 @@ def open_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{json_path} has a config that is not an object: export it again")
     check_sizes(config, str(json_path))
     flat = open_checkpoint(path).tensors
+    expected = read_metadata(path).get(_CONFIG_HASH)  # None: written by an older version
+    if expected not in (None, json_file.hash_json(about.get("config"))):
+        raise UserError(
+            f"{json_path} does not describe the weights in {path}, which were exported with a "
+            "different config: use the two files of one export"
+        )
     for name in flat:
         # If one path is a prefix of another, the same node would be an array and a dict.
         parents = itertools.accumulate(name.split("/")[:-1], "{}/{}".format)

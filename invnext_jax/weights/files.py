@@ -256,6 +256,14 @@ def _open_file(path: Path) -> dict[str, LazyTensor]:
     return {name: LazyTensor(shape, _reader(path, name)) for name, shape in shapes.items()}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the metadata of a .safetensors file that `open_checkpoint` has opened."""
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        return file.metadata() or {}
+
+
 def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
     def read():
         from safetensors import SafetensorError, safe_open

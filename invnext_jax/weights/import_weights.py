@@ -27,6 +27,7 @@ from invnext_jax.stages import registry
 from invnext_jax.weights import (
     image_models,
     match,
+    pixel_stats,
     published,
     reference,
     text_models,
@@ -144,7 +145,7 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
     """Reads a frozen image teacher from one of `image_models.FAMILIES`."""
     family = image_models.FAMILIES[kind]
     image_models.refuse_other_libraries(kind, checkpoint, source)
-    published.check_pixel_stats(Path(source), f"a {kind} teacher", teachers.PIXEL_STATS[kind])
+    pixel_stats.check_pixel_stats(Path(source), f"a {kind} teacher", teachers.PIXEL_STATS[kind])
     with config_errors(source):
         sizes = family.sizes(_require_config(checkpoint, source))
         check_sizes(sizes, str(source), _count_values(checkpoint))
@@ -209,7 +210,7 @@ def read_text_tower(checkpoint: Checkpoint, source: str | Path) -> ImportedWeigh
 
 def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
     """Reads a video encoder in the published format, and all other parts in the file."""
-    published.check_pixel_stats(Path(source), "InternVideo-Next", (IMAGENET_MEAN, IMAGENET_STD))
+    pixel_stats.check_pixel_stats(Path(source), "InternVideo-Next", (IMAGENET_MEAN, IMAGENET_STD))
     with config_errors(source):
         content = _require_config(checkpoint, source)
         config = ml_collections.ConfigDict(

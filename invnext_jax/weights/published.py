@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from invnext_jax import json_file
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import SINGLE_FILE, LazyTensor
 from invnext_jax.weights.model_sizes import LIMITS, check_size
+from invnext_jax.weights.pixel_stats import PREPROCESSOR
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
 EXTRA_SECTION = "invnext_jax"  # section of config.json that only this package uses
 _NAMES = {768: "Base", 1024: "Large", 1408: "1B"}
 
@@ -133,35 +131,6 @@ def write_configs(
     }
     for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def check_pixel_stats(
-    source: Path, model: str, stats: tuple[np.ndarray, np.ndarray] | np.ndarray
-) -> None:
-    """Checks that a preprocessor config next to the weights has the pixel statistics of a model.
-
-    Args:
-      source: the file of the weights, or its folder.
-      model: name of the model, for the message.
-      stats: mean and standard deviation of each channel, float [3], for pixel values from 0 to 1.
-
-    Raises:
-      UserError: the file is invalid or has other values.
-    """
-    path = (source if source.is_dir() else source.parent) / PREPROCESSOR
-    found = json_file.read_object(path) if path.is_file() else {}
-    for name, expected in zip(("image_mean", "image_std"), stats, strict=True):
-        values = found.get(name, expected.tolist())
-        try:
-            is_same = np.allclose(np.asarray(values, np.float64), expected, atol=1e-3)
-        except (TypeError, ValueError, OverflowError):
-            is_same = False
-        if not is_same:
-            raise UserError(
-                f"{path} has {name}={str(values)[:80]}, but the pixels for {model} are normalized "
-                f"with {[round(float(x), 4) for x in expected]}: use a checkpoint that was trained "
-                "with these values"
-            )
 
 
 def to_pretraining_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

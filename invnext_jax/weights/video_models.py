@@ -7,19 +7,16 @@ encoder.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from invnext_jax import json_file
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import LazyTensor, require_model_type, require_values
 from invnext_jax.weights.layout import Layout, linear, linears, norm
 from invnext_jax.weights.model_family import ModelFamily, select_tower, square_side
 from invnext_jax.weights.model_sizes import LIMITS, check_size, check_sizes
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TUBELETS = Layout(  # [out c s r q] <-> [s r q c out]
     lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)
 )
@@ -55,7 +52,6 @@ VIDEOMAE = [
     *norm("fc_norm", "pool_norm"),
 ]
 _POOL_NORM = re.compile(r"(.*\.)?(fc_norm\.(?:weight|bias))")
-_PREPROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 
 
 def _adapt_vjepa2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -177,37 +173,3 @@ FAMILIES = {
     "vjepa2": ModelFamily(VJEPA2, _sizes_vjepa2, _adapt_vjepa2),
     "videomae": ModelFamily(VIDEOMAE, _sizes_videomae, _adapt_videomae),
 }
-
-
-def read_pixel_stats(folder: str | Path) -> dict[str, list[float]]:
-    """Returns the mean and standard deviation of pixels in [0, 1] that a folder's encoder expects.
-
-    They are ImageNet's statistics, with which both encoders were trained, unless a preprocessor
-    config in the folder has other values.
-
-    Raises:
-      UserError: the file has invalid values.
-    """
-    found = {}
-    for name in _PREPROCESSOR_FILES:
-        path = Path(folder) / name
-        if not found and path.is_file():
-            found = json_file.read_object(path)
-    require_values(found, {"do_rescale": True, "do_normalize": True})
-    stats = {
-        "mean": found.get("image_mean", list(IMAGENET_MEAN)),
-        "std": found.get("image_std", list(IMAGENET_STD)),
-    }
-    for name, values in stats.items():
-        valid = isinstance(values, list) and len(values) == 3
-        if not valid or not all(_is_share(value, zero=name == "mean") for value in values):
-            raise UserError(
-                f"{folder} has a preprocessor with image_{name}={str(values)[:60]}, which is not "
-                "three numbers between 0 and 1: use the file of the checkpoint"
-            )
-    return stats
-
-
-def _is_share(value: Any, *, zero: bool) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and (0 <= value <= 1 if zero else 0 < value <= 1)

@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from invnext_jax.evaluation import imported_encoders, pretrained
 from invnext_jax.evaluation.text import text_encoder
-from invnext_jax.weights import export, files, import_weights, video_models
+from invnext_jax.weights import export, files, import_weights, pixel_stats
 
 VALID = save({"a": np.ones((2, 3), np.float32), "b.c": np.zeros(4, np.float16)})
 
@@ -139,7 +139,7 @@ def test_config_of_a_text_tower(folder, data):
 @given(st.data())
 def test_statistics_of_pixels(folder, data):
     source = write_folder(folder, "pixels", data, ["vjepa2"])
-    found = read_or_refuse(video_models.read_pixel_stats, source)
+    found = read_or_refuse(pixel_stats.read_pixel_stats, source)
     assert found is None or all(0 <= x <= 1 for values in found.values() for x in values)
 
 

@@ -12,6 +12,7 @@ from stage_cases import small
 from configs import stage1 as config1
 from configs import stage2 as config2
 from invnext_jax.errors import UserError
+from invnext_jax.models import encoder as encoder_lib
 from invnext_jax.stages.registry import STAGES
 
 stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
@@ -102,7 +103,8 @@ def test_a_loss_of_weight_zero_builds_no_modules(stage, module, off, gone):
     assert whole == set(stage.param_groups(config))
     config.loss[off] = 0.0
     assert whole - built(stage, config) == gone
-    assert stage.frozen_groups(config) == (("pool",) if off == "align_pooled" else ())
+    trains_pool = stage is stage1 and off != "align_pooled"
+    assert stage.frozen_groups(config) == (() if trains_pool else ("pool",))
 
 
 def test_stage2_without_a_predicting_loss_has_no_predictor():
@@ -171,3 +173,17 @@ def test_all_zero_negative_and_unknown_losses_are_refused():
     config.loss = {"pixel": 1.0}
     with pytest.raises(UserError, match="config.loss.pixel is unknown: Stage 1 has align_tokens"):
         stage1.check_config(config)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 10])
+def test_drop_rates_that_are_no_probability_are_refused(rate):
+    config = config1.get_config("tiny")
+    config.encoder.drop_path = rate
+    with pytest.raises(UserError, match="config.encoder.drop_path=.* at least 0 and less than 1"):
+        encoder_lib.check_config(config)
+
+
+def test_stage2_never_updates_the_pool():
+    config = config2.get_config("tiny")
+    config.optimizer.frozen = ("encoder",)
+    assert "pool" in stage2.frozen_groups(config)

@@ -39,6 +39,16 @@ def test_round_trip_is_bitwise(tmp_path, params):
     ]
 
 
+def test_the_description_of_another_export_is_refused(tmp_path, params):
+    for name, heads in (("a", 2), ("b", 4)):
+        about = {"config": {"encoder": {"heads": heads}}}
+        export.write_export(tmp_path / f"{name}.safetensors", params, about)
+    export.open_export(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes())
+    with pytest.raises(UserError, match="a.json does not describe the weights in .*a.safetensors"):
+        export.open_export(tmp_path / "a.safetensors")
+
+
 def test_transposed_views_are_not_scrambled(tmp_path):
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3).T
     export.write_export(tmp_path / "a.safetensors", {"encoder": {"kernel": matrix}}, {})

@@ -1,7 +1,5 @@
 """Video encoders: tensors that are read, sizes in config.json, pixel statistics, and errors."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.weights import import_weights
 from invnext_jax.weights.files import Checkpoint, LazyTensor
 from invnext_jax.weights.layout import pytorch_names
-from invnext_jax.weights.video_models import FAMILIES, read_pixel_stats
+from invnext_jax.weights.video_models import FAMILIES
 
 PATCHES = {
     "vjepa2": "encoder.embeddings.patch_embeddings.proj.weight",
@@ -93,29 +91,3 @@ def test_missing_tensors_are_listed():
         import_weights.read_tubelet_encoder("vjepa2", Checkpoint(tensors, VJEPA2), "folder")
     with pytest.raises(UserError, match="0 tensors embeddings.patch_embeddings.projection.weight"):
         import_weights.read_tubelet_encoder("videomae", Checkpoint(tensors, VIDEOMAE), "folder")
-
-
-def test_pixel_statistics_are_those_of_imagenet_or_of_the_folder(tmp_path):
-    assert read_pixel_stats(tmp_path)["mean"] == [0.485, 0.456, 0.406]
-    content = {"image_mean": [0.5, 0.5, 0], "image_std": [0.25, 1, 0.5], "do_rescale": True}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-    assert read_pixel_stats(tmp_path) == {"mean": [0.5, 0.5, 0], "std": [0.25, 1, 0.5]}
-    other = {"image_mean": [0.1, 0.2, 0.3]}
-    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(other))
-    assert read_pixel_stats(tmp_path)["mean"] == [0.1, 0.2, 0.3]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\], which is not three numbers"),
-        ({"image_mean": 0.5}, "image_mean=0.5"),
-        ({"image_std": [0.5, 0.5, 0.0]}, "image_std"),
-        ({"image_std": ["a", 1, 1]}, "image_std"),
-        ({"do_rescale": False}, "do_rescale=False"),
-    ],
-)
-def test_invalid_pixel_statistics_are_refused(tmp_path, content, message):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=message):
-        read_pixel_stats(tmp_path)
