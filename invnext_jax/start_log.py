@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 
 from invnext_jax import loop
@@ -37,9 +38,7 @@ def log_start(run: loop.Run) -> None:
         )
     if text := _describe_interpolation(run.config):
         log_on_process_0(text)
-    data, patch = run.config.data, run.config.encoder.patch
-    grid = data.frames, data.size // patch, data.size // patch
-    log_on_process_0(masks.describe(run.config.mask, grid))
+    log_on_process_0(describe_mask(run.config))
     if "teacher" in run.frozen:
         log_on_process_0(image_teacher.describe_teacher(run.config))
     log_on_process_0(run.recipe.describe())
@@ -62,6 +61,27 @@ def _describe_interpolation(config: Any) -> str:
         return ""
     clips, table = (f"{n} frames of {side} x {side}" for n, side in own.values())
     return f"clips of {clips} pixels: the encoder's position table for {table} is interpolated"
+
+
+def describe_mask(config: Any) -> str:
+    """Returns a sentence with the numbers of patches that the masks leave visible.
+
+    Fractions are rounded to whole patches, so different fractions can give equal masks.
+    """
+    side, frames = config.data.size // config.encoder.patch, config.data.frames
+    grid, positions = (frames, side, side), side**2
+    shapes = jax.eval_shape(
+        lambda key, attention_bts: masks.sample_masks(key, 1, grid, config.mask, attention_bts),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, frames, positions), jnp.float32),
+    )
+    visible = [keep_bk.shape[1] / frames for keep_bk, _ in shapes]
+    counts = " and ".join(f"{count:g}" for count in visible)
+    masked = " and ".join(f"{1 - count / positions:.1%}" for count in visible)
+    return (
+        f"mask {config.mask.kind}: {counts} of the {positions} patches of a frame are visible, "
+        f"{masked} are masked"
+    )
 
 
 def _warn_of_changes(run: loop.Run) -> None:

@@ -99,26 +99,6 @@ def check_settings(settings: Any, positions: int) -> None:
         _check_blocks(settings)
 
 
-def describe(settings: Any, grid: Grid) -> str:
-    """Returns a sentence with the numbers of patches that the masks of `config.mask` leave visible.
-
-    Fractions are rounded to whole patches, so different fractions can have equal masks.
-    """
-    positions = grid[1] * grid[2]
-    shapes = jax.eval_shape(
-        lambda key, attention_bts: sample_masks(key, 1, grid, settings, attention_bts),
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, grid[0], positions), jnp.float32),
-    )
-    visible = [keep_bk.shape[1] / grid[0] for keep_bk, _ in shapes]
-    counts = " and ".join(f"{count:g}" for count in visible)
-    masked = " and ".join(f"{1 - count / positions:.1%}" for count in visible)
-    return (
-        f"mask {settings.kind}: {counts} of the {positions} patches of a frame are visible, "
-        f"{masked} are masked"
-    )
-
-
 def _check_blocks(settings: Any) -> None:
     """Checks the sizes of `multi_block_masks`."""
     blocks, visible, aspect = settings.blocks, settings.visible, settings.aspect

@@ -126,9 +126,9 @@ class MaskedModelingStage:
         return scale_kernels(params, config.init_gain, without=("patch_embed", "decoder"))
 
     def frozen_groups(self, config: Any) -> tuple[str, ...]:
-        """See `Stage.frozen_groups`."""
+        """See `Stage.frozen_groups`; no loss uses the pool, and weight decay would shrink it."""
         del config
-        return ()
+        return ("pool",)
 
     def ema_targets(self, config: Any) -> tuple[EmaTargets, float]:
         """See `Stage.ema_targets`."""

@@ -169,11 +169,6 @@ class Stage2(MaskedModelingStage):
         groups = [name for name in self.param_groups(config) if name not in heads]
         return initialization.select_params(config, restored, groups)
 
-    def frozen_groups(self, config: Any) -> tuple[str, ...]:
-        """See `Stage.frozen_groups`; no loss uses the pool, and weight decay would shrink it."""
-        del config
-        return ("pool",)
-
     def ema_targets(self, config: Any) -> tuple[EmaTargets, float]:
         """See `Stage.ema_targets`; the momentum target averages the encoder."""
         if config.target.kind != "momentum":

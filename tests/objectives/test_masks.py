@@ -205,13 +205,3 @@ def test_registered_mask_is_sampled_by_name(monkeypatch):
     assert masks.needs_attention(settings)
     [(keep_bk, masked_bm)] = masks.sample_masks(jax.random.key(0), 2, GRID, settings)
     assert keep_bk.shape == (2, 256) and masked_bm.shape == (2, 3 * 256)
-
-
-def test_the_description_has_the_numbers_of_whole_patches():
-    settings = common.defaults().mask
-    settings.update(kind="tube", ratio=0.8)  # 12.8 of 16 patches
-    text = "mask tube: 4 of the 16 patches of a frame are visible, 75.0% are masked"
-    assert masks.describe(settings, (8, 4, 4)) == text
-    settings.kind = "multi_block"
-    text = "6 and 3 of the 16 patches of a frame are visible, 62.5% and 81.2% are masked"
-    assert masks.describe(settings, (8, 4, 4)) == f"mask multi_block: {text}"
