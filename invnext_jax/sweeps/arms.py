@@ -136,8 +136,13 @@ def make_arm(steps: Chain, overrides: Overrides, **fields: Any) -> Arm:
       **fields: other fields of the arm.
 
     Raises:
-      UserError: an override belongs to no step.
+      UserError: an override belongs to no step, or a field does not exist.
     """
+    known = [field.name for field in dataclasses.fields(Arm) if field.name != "steps"]
+    if unknown := [name for name in fields if name not in known]:
+        raise UserError(
+            f"make_arm has no argument {unknown[0]!r}: the fields of an arm are {', '.join(known)}"
+        )
     own = {name: value for name, value in overrides.items() if name in _OF_ARM}
     options = {name: value for name, value in overrides.items() if name not in _OF_ARM}
     by_step: dict[str, dict[str, Any]] = {step.name: {} for step in steps}

@@ -57,6 +57,18 @@ def _read_evaluation(workdir: Path) -> Outcome:
     return Outcome(True, "" if finite else NON_FINITE)
 
 
+def read_last_values(workdir: Path) -> dict[str, float | None]:
+    """Returns the last logged value of each metric of a run; {} if there is none.
+
+    Not all metrics are in each record. A value that is not finite is None.
+    """
+    try:
+        records = metrics_file.read_metrics(workdir)
+    except UserError:  # a damaged line
+        return read_last_record(workdir)
+    return {name: value for record in records for name, value in record.items()}
+
+
 def read_last_record(workdir: Path) -> dict[str, float | None]:
     """Returns the last complete record of a run's metrics.jsonl; {} if there is none."""
     try:

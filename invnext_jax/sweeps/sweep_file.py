@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import inspect
+import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,14 @@ from invnext_jax.errors import UserError
 from invnext_jax.sweeps.arms import Arm, Chain, Column, Step, make_arm, with_seeds
 
 PREFIX = "sweep"
+# Types of the fields of an arm, and their descriptions.
+_FIELDS: Sequence[tuple[str, Any, str]] = (
+    ("name", str, "text"),
+    ("group", str, "text"),
+    ("seed", int | None, "an integer or None"),
+    ("is_baseline", bool, "True or False"),
+    ("reference", Mapping, "a dict from titles of columns to numbers"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +48,9 @@ def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
         configs.
 
     Raises:
-      UserError: the file or the function does not exist, what the function returns are not arms, or
-        two arms have the same name and seed.
+      UserError: the file or the function does not exist, what the function returns are not arms, a
+        field of an arm is invalid, two arms have the same name and seed, or two arms of a group are
+        the baseline.
     """
     path, _, rest = source.partition(":")
     if not Path(path).is_file():
@@ -61,6 +71,8 @@ def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
         raise UserError(f"{source}: {error}") from error
     arms = with_seeds(arms, seeds) if seeds else arms
     _check_arms(source, arms)
+    for arm in arms:
+        _check_reference(source, arm, columns)
     return Sweep(source, tuple(arms), dict(columns))
 
 
@@ -123,6 +135,8 @@ def _find_function(
 def _check_arms(source: str, arms: Sequence[Arm]) -> None:
     if not arms:
         raise UserError(f"{source} has no arms: its function must yield at least one")
+    for arm in arms:
+        _check_fields(source, arm)
     keys = [(arm.group, arm.name, arm.seed) for arm in arms]
     for arm, key in zip(arms, keys, strict=True):
         if keys.count(key) > 1:
@@ -133,3 +147,38 @@ def _check_arms(source: str, arms: Sequence[Arm]) -> None:
         names = [step.name for step in arm.steps]
         if len(set(names)) < len(names):
             raise UserError(f"the arm {arm.name!r} of {source} has two steps of the same name")
+    baselines: dict[str, str] = {}
+    for arm in arms:
+        if arm.is_baseline and baselines.setdefault(arm.group, arm.name) != arm.name:
+            raise UserError(
+                f"{source} has two baselines in one table, {baselines[arm.group]!r} and "
+                f"{arm.name!r}: set is_baseline for one of them, or give them different groups"
+            )
+
+
+def _check_fields(source: str, arm: Arm) -> None:
+    """Checks the types of the fields of an arm, so that the folder of the sweep can be read."""
+    for name, kinds, expected in _FIELDS:
+        value = getattr(arm, name)
+        if not isinstance(value, kinds) or (kinds is not bool and isinstance(value, bool)):
+            raise UserError(
+                f"the arm {arm.name!r} of {source} has {name}={value!r}, which must be {expected}: "
+                "correct it in the sweep file"
+            )
+    for title, value in arm.reference.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(title, str) or not is_number or not math.isfinite(value):
+            raise UserError(
+                f"the arm {arm.name!r} of {source} has the published value {title!r}: {value!r}, "
+                "which must be a finite number for the title of a column: correct `reference`"
+            )
+
+
+def _check_reference(source: str, arm: Arm, columns: Mapping[str, Column]) -> None:
+    """Checks that each published value belongs to a column, if the sweep file defines columns."""
+    unknown = [title for title in arm.reference if columns and title not in columns]
+    if unknown:
+        raise UserError(
+            f"the arm {arm.name!r} of {source} has a published value for {unknown[0]!r}, which is "
+            f"not a column: choose one of {', '.join(columns)}, or add it to COLUMNS"
+        )

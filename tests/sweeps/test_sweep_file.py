@@ -6,7 +6,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.sweeps.sweep_file import load_sweep
 
 FILE = """
-from invnext_jax.sweeps.arms import Arm, Column, Step, chain, grid
+from invnext_jax.sweeps.arms import Arm, Column, Step, chain, grid, make_arm
 
 CHAIN = chain(stage1="configs/stage1.py:tiny")
 COLUMNS = {"loss": Column("stage1", "loss")}
@@ -36,6 +36,34 @@ def sweep_returns_a_dict():
 def sweep_yields_text():
     yield "stage1.batch_size=1"
 
+def sweep_two_baselines():
+    yield make_arm(CHAIN, {"name": "a"}, is_baseline=True)
+    yield make_arm(CHAIN, {"name": "b"}, is_baseline=True)
+
+def sweep_two_tables():
+    for group in ("A", "B"):
+        for seed in (0, 1):
+            fields = {"is_baseline": True, "group": group, "reference": {"loss": 1}}
+            yield make_arm(CHAIN, {"name": f"of {group}", "seed": seed}, **fields)
+
+def sweep_unknown_reference():
+    yield make_arm(CHAIN, {}, reference={"los": 1.0})
+
+def sweep_text_reference():
+    yield make_arm(CHAIN, {}, reference={"loss": "3.5"})
+
+def sweep_number_name():
+    yield {"name": 3}
+
+def sweep_float_seed():
+    yield {"seed": 1.0}
+
+def sweep_baseline_text():
+    yield make_arm(CHAIN, {}, is_baseline="yes")
+
+def sweep_unknown_field():
+    yield make_arm(CHAIN, {}, baseline=True)
+
 def sweep_refuses():
     raise ValueError("choose better")
     yield
@@ -63,6 +91,11 @@ def test_a_named_sweep_gets_arguments(path):
     ]
 
 
+def test_each_table_has_its_own_baseline(path):
+    arms = load_sweep(f"{path}:two_tables").arms
+    assert [(arm.group, arm.seed) for arm in arms] == [("A", 0), ("A", 1), ("B", 0), ("B", 1)]
+
+
 def test_seeds_of_the_command_line_repeat_arms(path):
     assert [arm.seed for arm in load_sweep(path, (3, 4)).arms] == [3, 4]
     assert [arm.seed for arm in load_sweep(f"{path}:grid", (3, 4)).arms] == [0, 1]
@@ -72,6 +105,16 @@ def test_seeds_of_the_command_line_repeat_arms(path):
     ("name", "sentence"),
     [
         ("twice", "two arms named 'a': rename one"),
+        ("two_baselines", "two baselines in one table, 'a' and 'b': set is_baseline for one"),
+        (
+            "unknown_reference",
+            "published value for 'los', which is not a column: choose one of loss",
+        ),
+        ("text_reference", "has the published value 'loss': '3.5', which must be a finite number"),
+        ("number_name", "has name=3, which must be text: correct it"),
+        ("float_seed", "has seed=1.0, which must be an integer or None"),
+        ("baseline_text", "has is_baseline='yes', which must be True or False"),
+        ("unknown_field", "make_arm has no argument 'baseline': the fields of an arm are name, "),
         ("nothing", "has no arms"),
         ("no_steps", "has no steps: define CHAIN"),
         ("refuses", "choose better"),

@@ -22,7 +22,7 @@ class Difference:
       value: mean over the seeds of both arms, in the unit of the results.
       low: lower end of the 95 % interval; NaN if it is unknown.
       high: upper end of the interval.
-      n: number of pairs.
+      n: number of pairs; 0 if the arms have no seed in common.
       over: "seeds" (Student's t interval of the paired differences) or "videos" (bootstrap of the
         evaluated videos, for a single seed).
     """
@@ -45,7 +45,7 @@ class Cell:
       mean: mean over the seeds; NaN if there is no value.
       standard_error: of the mean, from the spread of the seeds; NaN for fewer than two.
       reference: published value in the unit of the column; None if there is none.
-      difference: difference from the baseline; None for the baseline and without pairs.
+      difference: difference from the baseline; None for the baseline and without values.
     """
 
     values: Mapping[int | None, float]
@@ -157,14 +157,18 @@ def make_cell(
 
 
 def compare(base: Seeds, other: Seeds) -> Difference | None:
-    """Returns the paired difference other - base; None if no seed has both values.
+    """Returns the paired difference other - base; None if one of them has no value.
+
+    If both have values but no seed in common, the difference is NaN.
 
     With two or more seeds, the interval is that of a paired t-test. With one, it is the bootstrap
     interval over the evaluated videos, if both evaluations stored the scores of the same videos.
+    An interval of no width is left out.
     """
     seeds = [s for s in other if s in base and None not in (base[s].value, other[s].value)]
     if not seeds:
-        return None
+        has_values = [any(v.value is not None for v in arm.values()) for arm in (base, other)]
+        return Difference(math.nan, math.nan, math.nan, 0, "seeds") if all(has_values) else None
     differences = np.array([other[seed].value - base[seed].value for seed in seeds])
     if len(seeds) > 1:
         mean, error = float(differences.mean()), mean_standard_error(differences)
@@ -177,5 +181,7 @@ def compare(base: Seeds, other: Seeds) -> Difference | None:
         interval = paired_differences.find_interval(paired_differences.read_pair(*rows))
         if interval is not None:
             value, low, high = interval.value, interval.low, interval.high
+            if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):  # as if it were certain
+                low = high = math.nan
             return Difference(value, low, high, interval.n, "videos")
     return Difference(float(differences[0]), math.nan, math.nan, 1, "seeds")

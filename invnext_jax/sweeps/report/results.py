@@ -24,7 +24,8 @@ class Value:
 
     Attributes:
       value: the value in the unit of the results, such as a fraction; None if there is none.
-      missing: why there is no value: the state of the job, or "missing"; "" if there is a value.
+      missing: why there is no value: the state of the job, "non-finite" or "missing". It is "" if
+        there is a value.
       row: row of results.json, and the evaluation; None for a metric of a training.
     """
 
@@ -42,12 +43,14 @@ class Results:
       columns: columns of the table by title.
       formats: how to write the values of each column.
       values: values by group and name of the arm, title of the column, and seed.
+      notes: sentences about columns and published values that are probably misspelled.
     """
 
     sweep: ExpandedSweep
     columns: Mapping[str, Column]
     formats: Mapping[str, MetricFormat]
     values: Mapping[tuple[str, str, str], Mapping[int | None, Value]]
+    notes: tuple[str, ...] = ()
 
 
 def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
@@ -78,18 +81,50 @@ def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
                 metrics[title] = value.row[1]["metric"]
             values.setdefault((arm.group, arm.name, title), {})[arm.seed] = value
     formats = {t: find_format(metrics.get(t, c.metric)) for t, c in columns.items()}
-    return Results(sweep, columns, formats, values)
+    return Results(sweep, columns, formats, values, tuple(_find_notes(sweep, columns, rows)))
+
+
+def _find_notes(
+    sweep: ExpandedSweep, columns: Mapping[str, Column], rows: Mapping[str, "Rows"]
+) -> list[str]:
+    """Returns sentences about columns without any value and published values without a column."""
+    notes = []
+    for title, column in columns.items():
+        names = {arm.jobs[column.step] for arm in sweep.arms if column.step in arm.jobs}
+        found = [(name, rows[name]) for name in names if rows[name] is not None]
+        if found and not any(_has_column(column, sweep.jobs[name], r) for name, r in found):
+            fields = ", ".join(f"{f}={value!r}" for f in _FIELDS if (value := getattr(column, f)))
+            notes.append(
+                f"No finished job of the step {column.step!r} has a value for the column {title!r} "
+                f"({fields}): correct the column in the sweep file, then repeat the command that "
+                "started the sweep, with --config; finished jobs do not run again."
+            )
+    # With COLUMNS, published values were checked when the sweep file was loaded.
+    if not sweep.columns and all(found is not None for found in rows.values()):
+        references = {title for arm in sweep.arms for title in arm.reference}
+        notes += [
+            f"The table has no column {title!r}, for which arms have a published value: correct "
+            "`reference` in the sweep file."
+            for title in sorted(references - columns.keys())
+        ]
+    return notes
+
+
+def _has_column(column: Column, planned: PlannedJob, rows: "Rows") -> bool:
+    if planned.kind is Kind.TRAIN:
+        return column.metric in rows
+    return any(_matches(row, column) for row in rows.results["rows"])
 
 
 Rows = Evaluation | Mapping[str, float | None] | None
 
 
 def _read_rows(planned: PlannedJob, state: JobState) -> Rows:
-    """Returns the results of an evaluation or the last record of a run; None if there are none."""
+    """Returns the results of an evaluation or the last values of a run; None if there are none."""
     if state.status is not Status.FINISHED:
         return None
     if planned.kind is Kind.TRAIN:
-        return outcome.read_last_record(planned.job.workdir)
+        return outcome.read_last_values(planned.job.workdir)
     try:
         results = results_file.read_results(planned.job.workdir)
     except UserError:  # it was removed or damaged after the job
@@ -102,14 +137,17 @@ def _select(title: str, column: Column, planned: PlannedJob, rows: Rows) -> Valu
     if rows is None:
         return None
     if planned.kind is Kind.TRAIN:
-        value = rows.get(column.metric)
-        return None if value is None else Value(value)
+        if column.metric not in rows:
+            return None
+        value = rows[column.metric]
+        return Value(missing=outcome.NON_FINITE) if value is None else Value(value)
     found = [row for row in rows.results["rows"] if _matches(row, column)]
     if len(found) > 1:
         names = "; ".join(_describe_row(row) for row in found)
         raise UserError(
             f"the column {title!r} of the sweep selects {len(found)} rows ({names}): set its "
-            "metric, task, evaluator and input"
+            "metric, task, evaluator and input in the sweep file, and repeat the command that "
+            "started the sweep, with --config; finished jobs do not run again"
         )
     if not found or not math.isfinite(found[0]["value"]):
         return None

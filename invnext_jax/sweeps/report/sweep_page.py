@@ -27,11 +27,11 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
       baseline: see `comparison.make_tables`.
 
     Raises:
-      UserError: the folder has no sweep, or the name of the file has another ending.
+      UserError: the folder has no sweep, or the file cannot be written or has another ending.
     """
     writers: dict[str, Callable[..., str]] = {
         ".html": lambda: render("sweep.html", **describe_sweep(folder, results, tables)),
-        ".md": lambda: table_text.write_markdown(tables, results.formats),
+        ".md": lambda: markdown,
         ".csv": lambda: table_text.write_csv(tables, results.formats),
     }
     suffix = Path(out).suffix
@@ -39,8 +39,15 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
         raise UserError(f"--report={out} must end in one of {', '.join(writers)}")
     results = collect_results(folder, folder.read_sweep())
     tables = make_tables(results, baseline)
-    atomic_file.write_text(out, writers[suffix]())
-    return table_text.write_markdown(tables, results.formats)
+    markdown = table_text.write_markdown(tables, results.formats, results.notes)
+    try:
+        atomic_file.write_text(out, writers[suffix]())
+    except OSError as error:
+        raise UserError(
+            f"--report={out} cannot be written ({error.strerror}): choose another file, or change "
+            "the permissions of its folder"
+        ) from error
+    return markdown
 
 
 def describe_sweep(
@@ -52,6 +59,7 @@ def describe_sweep(
     return {
         "title": folder.path.name,
         "source": sweep.source,
+        "notes": results.notes,
         "counts": status_table.count_states(states.values()),
         "tables": [_describe_table(sweep, table, results) for table in tables],
         "failed": _list_failures(sweep, states),

@@ -35,6 +35,8 @@ def describe_difference(difference: Difference | None, form: MetricFormat) -> st
     """Returns a difference with its interval, such as "+1.2 [+0.3, +2.1] (3 seeds)"."""
     if difference is None:
         return ""
+    if not difference.n:
+        return "no seed in common"
     text = _signed(difference.value, form)
     if not math.isnan(difference.low):
         text += f" [{_signed(difference.low, form)}, {_signed(difference.high, form)}]"
@@ -70,8 +72,16 @@ def describe_columns(table: SweepTable, formats: Formats) -> tuple[str, list[tup
     return "", columns
 
 
-def write_markdown(tables: Sequence[SweepTable], formats: Formats) -> str:
-    """Returns Markdown tables of values, published values and differences from the baseline."""
+def write_markdown(
+    tables: Sequence[SweepTable], formats: Formats, notes: Sequence[str] = ()
+) -> str:
+    """Returns Markdown tables of values, published values and differences from the baseline.
+
+    Args:
+      tables: the tables.
+      formats: how to write the values of each column.
+      notes: sentences after the tables; see `Results`.
+    """
     parts = []
     for table in tables:
         if table.title:
@@ -81,6 +91,7 @@ def write_markdown(tables: Sequence[SweepTable], formats: Formats) -> str:
         parts.append(_write_rows(*_make_columns(table, formats)))
         if not table.columns:
             parts.append("No job with values for this table has finished yet.\n")
+    parts += [f"{note}\n" for note in notes]
     return "\n".join(parts)
 
 
@@ -144,7 +155,7 @@ def _csv_fields(cell: Cell, scale: float) -> dict[str, Any]:
         "difference": number(scale * difference.value),
         "low": number(scale * difference.low),
         "high": number(scale * difference.high),
-        "pairs": difference.n or "",
+        "pairs": difference.n if cell.difference else "",
         "pairs_of": difference.over,
         "missing": "; ".join(cell.missing),
         "values": " ".join(values),

@@ -17,6 +17,7 @@ from invnext_jax.sweeps.arms import Column
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm
 from invnext_jax.sweeps.report.comparison import compare, make_cell, make_tables
 from invnext_jax.sweeps.report.results import Results, Value
+from invnext_jax.sweeps.report.table_text import describe_difference
 
 BASE, OTHER = (0.61, 0.55, 0.70, 0.58), (0.64, 0.60, 0.69, 0.66)
 
@@ -60,13 +61,16 @@ def test_only_seeds_of_both_arms_are_paired():
     interval = stats.ttest_rel(OTHER[1:3], BASE[1:3]).confidence_interval(0.95)
     assert difference.n == 2
     assert (difference.low, difference.high) == pytest.approx(tuple(interval), rel=1e-9)
-    assert compare({0: Value(0.5)}, {1: Value(0.5)}) is None
+    nothing = compare({0: Value(0.5)}, {1: Value(0.5)})
+    assert nothing.n == 0 and math.isnan(nothing.value)
+    assert describe_difference(nothing, find_format("top1")) == "no seed in common"
+    assert compare({0: Value(0.5)}, {0: Value(missing="running")}) is None
 
 
-def test_a_single_seed_is_compared_over_videos(tmp_path):
-    rng, n = np.random.default_rng(0), 40
-    scores = [rng.integers(0, 2, n).astype(float) for _ in range(2)]
+def with_scores(tmp_path, scores):
+    """Returns the values of arms of one seed, with the score of each video."""
     values = []
+    n = len(scores[0])
     for number, score_b in enumerate(scores):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -74,10 +78,23 @@ def test_a_single_seed_is_compared_over_videos(tmp_path):
         row = {"scores": {"file": "rows.npz", "row": 0}}
         evaluation = Evaluation(str(number), folder, {"manifests": {"val": "same"}})
         values.append({0: Value(score_b.mean(), row=(evaluation, row))})
-    difference = compare(*values)
+    return values
+
+
+def test_a_single_seed_is_compared_over_videos(tmp_path):
+    rng, n = np.random.default_rng(0), 40
+    scores = [rng.integers(0, 2, n).astype(float) for _ in range(2)]
+    difference = compare(*with_scores(tmp_path, scores))
     expected = intervals.paired_difference(tuple(scores), (np.arange(n), np.arange(n)))
     assert (difference.n, difference.over) == (n, "videos")
     assert (difference.value, difference.low, difference.high) == expected[:1] + expected[2:4]
+
+
+def test_equal_scores_of_all_videos_have_no_interval(tmp_path):
+    score_b = np.random.default_rng(0).integers(0, 2, 40).astype(float)
+    difference = compare(*with_scores(tmp_path, [score_b, score_b]))
+    assert (difference.value, difference.n) == (0.0, 40) and math.isnan(difference.low)
+    assert describe_difference(difference, find_format("top1")) == "+0.0 (40 videos)"
 
 
 def test_a_single_seed_without_scores_has_no_interval():

@@ -75,6 +75,60 @@ def test_a_training_can_be_a_column(finished):
     assert values["", "b", "loss"][1].value == pytest.approx(2.1)
 
 
+def test_a_training_column_is_the_last_logged_value_of_its_metric(finished):
+    path = finished.path / "runs/s2-b0/metrics.jsonl"
+    before = path.read_text()
+    records = [
+        {"step": 2, "loss": 3.0, "rank": 7.0},
+        {"step": 4, "rank": 8.5},
+        {"step": 5, "x": None},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + before)
+    columns = {name: Column("s2", name) for name in ("loss", "rank", "x")}
+    try:
+        values = collect_results(finished, with_columns(finished, **columns)).values
+    finally:
+        path.write_text(before)
+    assert values["", "b", "loss"][0].value == json.loads(before)["loss"]
+    assert values["", "b", "rank"][0].value == 8.5
+    assert values["", "b", "rank"][1].missing == "missing"  # the other seed has no such metric
+    assert values["", "b", "x"][0].missing == "non-finite"
+
+
+def test_a_column_that_no_job_has_is_reported(finished, tmp_path):
+    columns = {
+        "a": Column("s2", "los"),
+        "b": Column("probe", task="shap"),
+        "c": Column("s2", "loss"),
+    }
+    sweep = with_columns(finished, **columns)
+    first, second = collect_results(finished, sweep).notes
+    assert "step 's2' has a value for the column 'a' (metric='los'): correct the column" in first
+    assert "step 'probe' has a value for the column 'b' (task='shap')" in second
+    before = finished.read_sweep()
+    finished.write_sweep(sweep)
+    try:
+        text = write_tables(finished, tmp_path / "table.html")
+    finally:
+        finished.write_sweep(before)
+    assert first in text and "metric=&#39;los&#39;" in (tmp_path / "table.html").read_text()
+
+
+def test_a_published_value_of_no_column_is_reported(finished):
+    sweep = finished.read_sweep()
+    arms = [dataclasses.replace(arm, reference={"K400": 1.0}) for arm in sweep.arms]
+    sweep = dataclasses.replace(sweep, arms=tuple(arms))
+    (note,) = collect_results(finished, sweep).notes
+    assert "The table has no column 'K400', for which arms have a published value" in note
+
+
+def test_a_report_that_cannot_be_written_is_a_user_error(finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file/table.md"
+    with pytest.raises(UserError, match=r"--report=.*table.md cannot be written \(.*: choose"):
+        write_tables(finished, out)
+
+
 def test_a_column_that_is_not_unique_is_a_user_error(finished):
     path = finished.path / "runs/eval-a0/results.json"
     before = path.read_text()
@@ -82,7 +136,7 @@ def test_a_column_that_is_not_unique_is_a_user_error(finished):
     results["rows"].append({**results["rows"][0], "evaluator": "knn"})
     path.write_text(json.dumps(results))
     try:
-        with pytest.raises(UserError, match="the column 'x' of the sweep selects 2 rows"):
+        with pytest.raises(UserError, match="the column 'x' of the sweep selects 2 rows.*--config"):
             collect_results(finished, with_columns(finished, x=Column("probe")))
         column = Column("probe", evaluator="knn")
         assert collect_results(finished, with_columns(finished, x=column)).values
