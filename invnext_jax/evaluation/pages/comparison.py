@@ -63,7 +63,10 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
         examples=examples.make_examples(evaluations),
         neighbors=neighbor_examples.make_neighbors(evaluations),
         same_data=data_notes.describe_videos(evaluations),
-        notes=data_notes.find_notes(evaluations),
+        notes=[
+            *data_notes.find_notes(evaluations),
+            *learning_curves.find_left_out(runs, protocols),
+        ],
         max_classes=paired_differences.MAX_CLASSES,
     )
     atomic_file.write_text(out, page)
@@ -155,23 +158,23 @@ def make_table(evaluations: Sequence[Evaluation], protocol: Protocol) -> dict[st
 
 
 def _find_baselines(evaluations, protocol: Protocol) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns the rows of baselines by title and task; the first measurement of each is used.
+    """Returns the rows of baselines by title and task.
 
-    Encoders with random initialization differ between evaluations. Each of them has a separate row,
-    unless its values are equal to those of an earlier one.
+    Baselines may depend on the clips, the options and the sizes of the encoder, and random
+    initialization differs between encoders. Each of them has a separate row, with the title of its
+    evaluation, unless its values are equal to those of an earlier one.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for number, evaluation in enumerate(evaluations):
-        for name in dict.fromkeys(row["name"] for row in evaluation.results["rows"]):
+    names = dict.fromkeys(row["name"] for e in evaluations for row in e.results["rows"])
+    for name in (name for name in names if name != "encoder"):
+        parts: list[tuple[str, dict[str, dict[str, Any]]]] = []
+        for evaluation in evaluations:
             rows = evaluation.find_rows(protocol, name)
-            title = row_names.in_words(name)
-            if name == "random":
-                title = f"{title} ({evaluation.title})"
-            is_repeated = name == "random" and _values(rows) in (
-                _values(other.find_rows(protocol, name)) for other in evaluations[:number]
-            )
-            if name != "encoder" and rows and not is_repeated:
-                found[title] = {**rows, **found.get(title, {})}
+            if rows and _values(rows) not in [_values(other) for _, other in parts]:
+                parts.append((evaluation.title, rows))
+        word = row_names.in_words(name)
+        for title, rows in parts:
+            found[f"{word} ({title})" if name == "random" or len(parts) > 1 else word] = rows
     return found
 
 
@@ -194,8 +197,8 @@ def _make_cells(rows: Mapping[str, Mapping[str, Any]], form: MetricFormat) -> di
 def _mark_best(found, lines, task: str, form: MetricFormat) -> None:
     """Marks the best encoder of a task, and those that cannot be distinguished from it.
 
-    Only encoders that were measured on the same videos are compared; the largest group of them is
-    used. Encoders that were measured on other videos are marked as such.
+    Only encoders with the same videos and options are compared; the largest group of them is used.
+    Encoders with other videos or options are marked as such.
     """
     entries = [
         (evaluation, rows[task], line["cells"][task])

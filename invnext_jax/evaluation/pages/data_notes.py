@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from invnext_jax.evaluation.pages import row_names, video_labels
+from invnext_jax.evaluation.pages import row_names, row_options, video_labels
 from invnext_jax.evaluation.pages.paired_differences import (
     Evaluation,
     Protocol,
@@ -62,12 +62,27 @@ def _compare(first: Evaluation, other: Evaluation) -> list[str]:
         notes.append(
             f"The probes of {other.title} and {first.title} were trained on different videos."
         )
-    clips = [e.results.get("clips", {}) for e in (first, other)]
-    changed = [name for name in clips[0] if clips[0][name] != clips[1].get(name)]
-    if changed := [name for name in changed if not name.startswith("encoder_")]:
+    notes += _compare_options(first, other)
+    clips = [row_options.find_clips(e.results) for e in (first, other)]
+    if changed := [name for name in clips[0] if clips[0][name] != clips[1].get(name)]:
         values = ", ".join(f"{name} {clips[0][name]} and {clips[1].get(name)}" for name in changed)
         notes.append(f"The clips of {first.title} and {other.title} differ: {values}.")
     return notes
+
+
+def _compare_options(first: Evaluation, other: Evaluation) -> list[str]:
+    """Returns sentences about options that differ between the evaluators that both have."""
+    found: dict[str, list[str]] = {}
+    names = [{row["evaluator"]: None for row in e.results["rows"]} for e in (first, other)]
+    for evaluator in (name for name in names[0] if name in names[1]):
+        options = (e.find_options(evaluator) for e in (first, other))
+        for name, values in row_options.find_changes(*options).items():
+            text = f"config.{name} is {values[0]!r:.80} in {first.title} and {values[1]!r:.80} in "
+            found.setdefault(text + other.title, []).append(row_names.in_words(evaluator))
+    return [
+        f"{text}, so their rows of {', '.join(evaluators)} are not judged better or worse."
+        for text, evaluators in found.items()
+    ]
 
 
 def _find_different(first: Evaluation, other: Evaluation) -> list[str]:

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 from invnext_jax.evaluation.heads.grid_selection import BEST_ON_VAL
 from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.evaluation.pages import row_names, table_rows
-from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol, largest_group
+from invnext_jax.evaluation.pages.paired_differences import (
+    Evaluation,
+    Protocol,
+    largest_group,
+    same_rows,
+)
 
 VERDICTS = ("better", "worse", "unclear")
 
@@ -28,9 +33,9 @@ class Measurement(NamedTuple):
 def choose_measurements(evaluations: Sequence[Evaluation]) -> list[Measurement]:
     """Returns one measurement for each evaluator, metric and task, in the order of the results.
 
-    If an evaluator has several inputs, such as poolings, the one that most encoders share on the
-    same videos is chosen, and of several such inputs, the one with the best value of an encoder.
-    Heads that were selected on the held-out videos are left out.
+    If an evaluator has several inputs, such as poolings, the one that most encoders share with the
+    same videos and options is chosen, and of several such inputs, the one with the best value of an
+    encoder. Heads that were selected on the held-out videos are left out.
     """
     found: dict[tuple[str, str, str], dict[Measurement, None]] = {}
     for row in (row for e in evaluations for row in e.results["rows"] if _is_shown(row)):
@@ -97,8 +102,11 @@ def find_left_out(
                 and (row["metric"], row["evaluator"], row["task"])
                 == (protocol.metric, protocol.evaluator, task)
             ]
-            if e in [other for other, _ in rows]:
-                reason = f"{e.title} and {group[0].title} have different held-out videos, so their "
+            if own := [row for other, row in rows if other is e]:
+                known = next(row for other, row in rows if other is group[0])
+                same = same_rows((e, own[0]), (group[0], known))
+                what = "options" if same else "held-out videos"
+                reason = f"{e.title} and {group[0].title} have different {what}, so their "
                 reason += "values are not compared"
             elif others:
                 reason = f"{e.title} has no value for {shown!r}, only for "

@@ -7,6 +7,7 @@ Shape key: b videos.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ import numpy as np
 from invnext_jax.evaluation import results_file, video_scores
 from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
-from invnext_jax.evaluation.pages import video_labels
+from invnext_jax.evaluation.pages import row_options, video_labels
 
 MAX_CLASSES = 20  # maximum number of rows of a table of classes
+OTHER_OPTIONS = "other options"  # verdict if the options of two rows differ
 
 
 class Protocol(NamedTuple):
@@ -59,6 +61,16 @@ class Evaluation:
             and row["name"] == name
         }
 
+    def find_options(self, evaluator: str) -> dict[str, Any]:
+        """Returns the options of the rows of an evaluator; see `row_options.find_options`."""
+        if evaluator not in self._options:
+            self._options[evaluator] = row_options.find_options(self.results, evaluator)
+        return self._options[evaluator]
+
+    @functools.cached_property
+    def _options(self) -> dict[str, dict[str, Any]]:
+        return {}
+
     def read_scores(self, row: Mapping[str, Any]) -> video_scores.VideoScores | None:
         """Returns the score of each video of a row; None if they were not stored."""
         place = row.get("scores")
@@ -81,9 +93,22 @@ def same_rows(first: MeasuredRow, second: MeasuredRow) -> bool:
     return same_videos(first[0], second[0]) and results_file.hashes_agree(*keys)
 
 
+def same_options(first: MeasuredRow, second: MeasuredRow) -> bool:
+    """Returns whether two rows were measured with the same options of the evaluator.
+
+    The clips may differ, because encoders are built for different clips.
+    """
+    evaluator = first[1]["evaluator"]
+    options = (evaluation.find_options(evaluator) for evaluation, _ in (first, second))
+    return not row_options.find_changes(*options)
+
+
 def largest_group(rows: Sequence[MeasuredRow]) -> list[MeasuredRow]:
-    """Returns the largest group of rows that were measured on the same videos."""
-    groups = ([other for other in rows if same_rows(row, other)] for row in rows)
+    """Returns the largest group of rows with the same videos and the same options."""
+    groups = (
+        [other for other in rows if same_rows(row, other) and same_options(row, other)]
+        for row in rows
+    )
     return max(groups, key=len, default=[])
 
 
@@ -143,26 +168,26 @@ def make_differences(pairs, tasks: Sequence[str], form: MetricFormat) -> list[di
 
     Returns:
       One dict for each other evaluation and task with paired scores: `title`, `task`, texts of the
-      difference and of the ends of its 95 % interval, `verdict` ("better", "worse" or "unclear", if
-      the interval contains 0), `n`, and the positions of the interval in a bar, in percent of its
-      width.
+      difference and of the ends of its 95 % interval, `verdict` ("better", "worse", "unclear" if
+      the interval contains 0, or `OTHER_OPTIONS`), `n`, and the positions of the interval in a bar,
+      in percent of its width.
     """
     found = []
     for (first, first_rows), (other, other_rows) in pairs:
         for task in (task for task in tasks if task in first_rows and task in other_rows):
-            pair = read_pair((first, first_rows[task]), (other, other_rows[task]))
-            interval = find_interval(pair)
+            both = (first, first_rows[task]), (other, other_rows[task])
+            interval = find_interval(read_pair(*both))
             if interval:
-                found.append((other.title, task, interval))
+                found.append((other.title, task, same_options(*both), interval))
     limit = max((max(abs(i.low), abs(i.high), abs(i.value)) for *_, i in found), default=0) or 1
     return [
         {
             "title": title,
             "task": task,
-            **_write_interval(interval, form),
+            **_write_interval(interval, form, comparable),
             "places": find_places(interval.value, interval.low, interval.high, limit),
         }
-        for title, task, interval in found
+        for title, task, comparable, interval in found
     ]
 
 
@@ -181,9 +206,10 @@ def find_verdict(value: float, low: float, high: float, form: MetricFormat) -> s
     return "better" if (value > 0) == form.higher_is_better else "worse"
 
 
-def _write_interval(interval: Interval, form: MetricFormat) -> dict[str, Any]:
+def _write_interval(interval: Interval, form: MetricFormat, comparable: bool) -> dict[str, Any]:
     """Returns the difference, the interval and the verdict as text."""
     verdict = find_verdict(interval.value, interval.low, interval.high, form)
+    verdict = verdict if comparable else OTHER_OPTIONS
     numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
     texts = {name: form.write_difference(value) for name, value in numbers.items()}
     return {**texts, "verdict": verdict, "n": interval.n}
@@ -219,7 +245,8 @@ def compare_classes(pairs, task: str, form: MetricFormat) -> dict[str, Any] | No
             interval = find_interval(scores, np.flatnonzero(labels.labels_b == label))
             if interval and interval.value:
                 name = labels.name_class(label)
-                written = {"title": other[0].title, "name": name, **_write_interval(interval, form)}
+                written = _write_interval(interval, form, same_options(first, other))
+                written |= {"title": other[0].title, "name": name}
                 rows.append((abs(interval.value), written))
     rows.sort(key=lambda row: -row[0])
     return {"task": task, "rows": [row for _, row in rows[:MAX_CLASSES]]} if rows else None

@@ -56,18 +56,15 @@ def find_options(results: Mapping[str, Any], evaluator: str) -> dict[str, Any]:
     return found
 
 
-def find_changes(
-    first: Mapping[str, Any], second: Mapping[str, Any], evaluator: str
-) -> dict[str, tuple[Any, Any]]:
-    """Returns the options of an evaluator that differ between two results, with both values.
+def find_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the options that differ, with both values; see `find_options`.
 
     Options that only one of the results has are not compared, because versions add options.
     """
-    options, others = (find_options(results, evaluator) for results in (first, second))
     return {
-        name: (options[name], others[name])
-        for name in options.keys() & others.keys()
-        if _write(options[name]) != _write(others[name])
+        name: (value, second[name])
+        for name, value in first.items()
+        if name in second and value != second[name]
     }
 
 
