@@ -157,7 +157,7 @@ def run_sweep(
         log(f"{', '.join(counts)} in {folder.path}")
         runner = Runner(folder, sweep, make_executor(), options, lambda: signals.requested, log)
         states = runner.run()
-    print(_describe_end(states))
+    print(_describe_end(sweep, states))
     return all(state.status is Status.FINISHED for state in states.values())
 
 
@@ -233,10 +233,10 @@ def predict(folder: Path, request: Request, device: str) -> str:
     return table
 
 
-def _describe_end(states: dict[str, JobState]) -> str:
+def _describe_end(sweep: ExpandedSweep, states: dict[str, JobState]) -> str:
     failed = any(state.status is Status.FAILED for state in states.values())
     advice = "; --status shows the reasons, --retry_failed starts them again" if failed else ""
-    return f"jobs: {status_table.count_states(states.values())}{advice}"
+    return f"jobs: {status_table.count_states(sweep, states)}{advice}"
 
 
 def make_local_executor(max_jobs: int = 0) -> Executor:
@@ -266,4 +266,4 @@ def cancel(folder: SweepFolder, make_executor: Callable[[], Executor]) -> str:
             runner.restore_states(only_active=True)
             runner.stop()
     states = folder.read_states(sweep)
-    return f"{_describe_end(states)}; the same command as before continues the sweep"
+    return f"{_describe_end(sweep, states)}; the same command as before continues the sweep"

@@ -64,8 +64,16 @@ class ExpandedSweep:
     executor: str = ""
 
     def arm_names(self, job: str) -> list[str]:
-        """Returns the names of the arms that use a job, without duplicates."""
-        return list(dict.fromkeys(arm.name for arm in self.arms if job in arm.jobs.values()))
+        """Returns the names of the arms that use a job, with their seeds: "ratio=0.6 (seed 0)"."""
+        seeds: dict[str, dict[int, None]] = {}
+        for arm in self.arms:
+            if job in arm.jobs.values():
+                used = seeds.setdefault(arm.name, {})
+                used |= {} if arm.seed is None else {arm.seed: None}
+        return [
+            f"{name} (seed{'s' * (len(used) > 1)} {', '.join(map(str, used))})" if used else name
+            for name, used in seeds.items()
+        ]
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Returns a JSON-compatible dict.

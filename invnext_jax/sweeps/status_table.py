@@ -1,9 +1,12 @@
 """Formats the states of the jobs of a sweep as text for the terminal."""
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import socket
+from collections.abc import Mapping
 
 from invnext_jax import regular_file
 from invnext_jax.sweeps import outcome
+from invnext_jax.sweeps.executors import local_executor
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
 from invnext_jax.sweeps.job import Job
 from invnext_jax.sweeps.step_config import Kind
@@ -16,7 +19,7 @@ _MAX_WIDTH = 60  # of the column of states; longer ones shift the rest of their 
 
 def format_status(folder: SweepFolder, sweep: ExpandedSweep) -> str:
     """Returns a line for each job, and the last lines of the logs of failed jobs."""
-    states = folder.read_states(sweep)
+    states = read_current_states(folder, sweep)
     blocked = find_blocked(sweep.jobs, states)
     texts = {
         name: describe_state(planned, states[name], is_blocked=name in blocked)
@@ -30,7 +33,7 @@ def format_status(folder: SweepFolder, sweep: ExpandedSweep) -> str:
         lines.append(f"{name:{widths[0]}}  {texts[name]:{min(widths[1], _MAX_WIDTH)}}  {arms}")
         if state.status is Status.FAILED or state.failures:
             lines += [f"    {line}" for line in read_log_tail(planned.job)]
-    total = count_states(states.values())
+    total = count_states(sweep, states)
     command = "The sweep command runs."
     if not folder.is_locked():
         command = "The sweep command does not run."
@@ -39,15 +42,44 @@ def format_status(folder: SweepFolder, sweep: ExpandedSweep) -> str:
     return "\n".join([*lines, f"{count_noun(len(states), 'job')}: {total}. {command}"])
 
 
+def read_current_states(folder: SweepFolder, sweep: ExpandedSweep) -> dict[str, JobState]:
+    """Reads the states of all jobs, for a reader that does not write them.
+
+    If the sweep command was killed, its last states are still in the files. Jobs of this machine
+    that are no longer running therefore get the state that their outputs have.
+    """
+    states = folder.read_states(sweep)
+    # The file system may not show the locks of other hosts.
+    if folder.is_locked() or folder.read_host() not in ("", socket.gethostname()):
+        return states
+    for name, state in states.items():
+        job, system = sweep.jobs[name].job, (state.handle or {}).get("system", sweep.executor)
+        if state.is_active and system == local_executor.SYSTEM:
+            if not local_executor.is_running(job):
+                states[name] = _read_ended(sweep.jobs[name], state)
+    return states
+
+
+def _read_ended(planned: PlannedJob, state: JobState) -> JobState:
+    result = outcome.read_outcome(planned)
+    if not result.finished:
+        return dataclasses.replace(state, status=Status.STOPPED)
+    status = Status.FAILED if result.reason else Status.FINISHED
+    return dataclasses.replace(state, status=status, reason=result.reason)
+
+
 def count_noun(count: int, noun: str) -> str:
     """Returns a number with its noun, such as "1 job" or "2 jobs"."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
-def count_states(states: Iterable[JobState]) -> str:
-    """Returns the number of jobs of each status, such as "1 running, 7 finished"."""
-    statuses = [state.status for state in states]
+def count_states(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> str:
+    """Returns the number of jobs of each status, such as "1 running, 7 finished, 2 blocked"."""
+    blocked = find_blocked(sweep.jobs, states)
+    blocked = {name for name in blocked if states[name].status is Status.WAITING}
+    statuses = [state.status for name, state in states.items() if name not in blocked]
     counts = [(statuses.count(status), status.value) for status in Status]
+    counts.append((len(blocked), "blocked"))
     return ", ".join(f"{count} {name}" for count, name in counts if count)
 
 

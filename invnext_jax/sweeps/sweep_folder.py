@@ -24,11 +24,12 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax import atomic_file, file_lock, json_file
+from invnext_jax import atomic_file, file_lock, json_file, regular_file
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.job import Handle
 
+_LOCK_BYTES = 2**12
 _ADVICE = "repeat the command that started the sweep, with --config"
 
 
@@ -132,6 +133,13 @@ class SweepFolder:
     def is_locked(self) -> bool:
         """Returns whether a sweep command runs in the folder."""
         return file_lock.is_held(self._lock)
+
+    def read_host(self) -> str:
+        """Returns the host of the last sweep command in the folder; "" if it is unknown."""
+        try:
+            return json.loads(regular_file.read_tail(self._lock, _LOCK_BYTES))["host"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""
 
     def exists(self) -> bool:
         """Returns whether the folder has a sweep."""

@@ -39,18 +39,24 @@ class RunStatus:
 
 
 def read_status(
-    workdir: Path, records: Sequence[Mapping[str, Any]], total_steps: int | None
+    workdir: Path,
+    records: Sequence[Mapping[str, Any]],
+    total_steps: int | None,
+    saved: int | None,
 ) -> RunStatus:
     """Reads the status of a run.
+
+    The text has the last step that is logged or saved.
 
     Args:
       workdir: workdir of the run, which need not exist.
       records: records of its metrics.jsonl.
       total_steps: number of steps of the run; None if it is unknown.
+      saved: output of `read_saved_step`, which was called before the records were read.
     """
-    steps = reader.finished_steps(workdir / reader.CHECKPOINTS_FOLDER)
-    saved, step = steps[-1] if steps else None, records[-1]["step"] if records else 0
-    share = min(1.0, max(step, saved or 0) / total_steps) if total_steps else None
+    logged = records[-1]["step"] if records else 0
+    step = max(logged, saved or 0)
+    share = min(1.0, step / total_steps) if total_steps else None
     of_total = f" of {total_steps:,}" if total_steps else ""
     place, age = _find_process(workdir), _record_age(workdir)
     if place is not None:
@@ -64,12 +70,17 @@ def read_status(
     if reason := _read_abort_reason(workdir, saved):
         return RunStatus("failed", reason, share, saved)
     if records and "loss" in records[-1] and records[-1]["loss"] is None:
-        return RunStatus("failed", f"the loss of step {step:,} is not finite", share, saved)
+        return RunStatus("failed", f"the loss of step {logged:,} is not finite", share, saved)
     if saved is not None and total_steps and saved >= total_steps:
         return RunStatus("finished", f"{saved:,} steps", share, saved)
     start = "from step 0, because no checkpoint exists" if saved is None else f"from step {saved:,}"
     text = f"after step {step:,}{of_total}; the same command continues {start}"
     return RunStatus("stopped", text, share, saved)
+
+
+def read_saved_step(workdir: Path) -> int | None:
+    """Returns the step of the newest checkpoint; None if there is none."""
+    return max(reader.finished_steps(workdir / reader.CHECKPOINTS_FOLDER), default=None)
 
 
 def read_versions(files: Iterable[Path]) -> list[tuple[int, int, int] | None]:

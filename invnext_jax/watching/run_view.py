@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax import json_file
-from invnext_jax.checkpointing import reader, run_metadata
+from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained
 from invnext_jax.evaluation.pages import charts, report
 from invnext_jax.monitoring import metrics_file, progress
 from invnext_jax.monitoring.host_metrics import PREFIX
 from invnext_jax.watching.newest_strips import NewestStrips
-from invnext_jax.watching.run_status import RunStatus, read_status, read_versions
+from invnext_jax.watching.run_status import RunStatus, read_saved_step, read_status, read_versions
 
 # Facts that the status shows.
 _ELSEWHERE = ("steps", "speed", "skipped steps", "dropped clips")
@@ -50,13 +50,15 @@ class RunView:
 
     def render(self) -> dict[str, str]:
         """Renders the sections whose files have changed."""
-        sections, version = {}, self._read_version()
+        # Read before the records: a page with a checkpoint has the records of its steps.
+        saved = read_saved_step(self._workdir)
+        sections, version = {}, self._read_version(saved)
         if version != self._version:
             self._read()
             self._version = version
             sections |= self._render_records()
         config = self._record.get("config", {})
-        status = read_status(self._workdir, self._records, config.get("total_steps"))
+        status = read_status(self._workdir, self._records, config.get("total_steps"), saved)
         self._strips.update(status.checkpoint)
         numbers = describe_record(self._records, config, status)
         sections["status"] = report.render(
@@ -65,11 +67,10 @@ class RunView:
         sections["clips"] = self._render_clips()
         return sections
 
-    def _read_version(self) -> Any:
+    def _read_version(self, saved: int | None) -> Any:
         """Returns the newest checkpoint, and the sizes and times of the files of the run."""
-        steps = reader.finished_steps(self._workdir / reader.CHECKPOINTS_FOLDER)
         files = [self._workdir / name for name in (metrics_file.FILE, "config.json")]
-        return steps[-1:], read_versions(files)
+        return saved, read_versions(files)
 
     def _read(self) -> None:
         """Reads the records and the config. What cannot be read stays as it was."""

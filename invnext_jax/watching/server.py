@@ -114,14 +114,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # noqa: N802
         """Answers a GET request."""
         self._deadline.cancel()
+        path = self.path.partition("?")[0]
         # A web page whose name was changed to resolve to this machine (DNS rebinding) is refused.
         if self.headers.get("Host", "").partition(":")[0] not in _HOSTS:
             self.send_error(HTTPStatus.FORBIDDEN)
-        elif self.path == "/":
+        elif path == "/":
             self._send(self.server.render_page(), "text/html; charset=utf-8")
-        elif self.path == "/watch.js":
+        elif path == "/watch.js":
             self._send(_read_script(), "text/javascript; charset=utf-8")
-        elif self.path == "/events":
+        elif path == "/events":
             self._send_events()
         else:
             self.send_error(HTTPStatus.NOT_FOUND)

@@ -32,7 +32,7 @@ class SweepView:
           UserError: the description of the sweep is damaged.
         """
         sweep = self._folder.read_sweep()
-        states = self._folder.read_states(sweep)
+        states = status_table.read_current_states(self._folder, sweep)
         sections = {"jobs": self._render_jobs(sweep, states)}
         version = self._read_version(sweep, states)
         if version != self._version:
@@ -47,7 +47,7 @@ class SweepView:
         done = sum(state.status is Status.FINISHED for state in states.values())
         counts = status_table.count_noun(len(states), "job")
         if done < len(states):
-            counts += f" ({status_table.count_states(states.values())})"
+            counts += f" ({status_table.count_states(sweep, states)})"
         status = RunStatus(_find_state(self._folder, states), counts, done / max(1, len(states)))
         sections["status"] = report.render(
             "watch_status.html", status=status, numbers={}, problem=self._problem

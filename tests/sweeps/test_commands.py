@@ -113,7 +113,7 @@ def test_failed_jobs_are_started_again_on_request(folder, request_, monkeypatch,
     name = sweep.arms[0].jobs["stage1"]
     monkeypatch.setenv("FAKE_FAIL", name)
     assert not run(folder, request_)
-    assert "1 failed; --status shows the reasons" in capsys.readouterr().out
+    assert "6 finished, 1 failed, 1 blocked; --status shows the reasons" in capsys.readouterr().out
     assert not run(folder, None)  # it is not repeated
     assert starts(folder).count(name) == 1
     monkeypatch.delenv("FAKE_FAIL")

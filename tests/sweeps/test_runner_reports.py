@@ -9,6 +9,7 @@ from fake_sweeps import STEPS, make_sweep, run
 from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import Machine
+from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm
 from invnext_jax.sweeps.runner import Runner, RunOptions
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 
@@ -74,7 +75,7 @@ def test_status_says_that_running_jobs_may_have_ended_without_the_command(tmp_pa
     folder = SweepFolder(tmp_path)
     folder.write_state("s1-0", JobState(Status.RUNNING))
     text = status_table.format_status(folder, sweep)
-    assert "s1-0     running, no step is logged yet  a\n" in text
+    assert "s1-0     running, no step is logged yet  a (seed 0)\n" in text
     assert text.endswith("does not run. Jobs that it left running may have ended since.")
     with folder.lock():
         assert status_table.format_status(folder, sweep).endswith("The sweep command runs.")
@@ -83,3 +84,11 @@ def test_status_says_that_running_jobs_may_have_ended_without_the_command(tmp_pa
 @pytest.mark.parametrize(("count", "text"), [(0, "0 arms"), (1, "1 arm"), (2000, "2,000 arms")])
 def test_nouns_are_counted(count, text):
     assert status_table.count_noun(count, "arm") == text
+
+
+def test_names_of_arms_have_the_seeds_that_share_a_job():
+    arms = [PlannedArm("a", "", seed, False, {}, {"s": "x", "t": f"y{seed}"}) for seed in (0, 1)]
+    arms.append(PlannedArm("b", "", None, False, {}, {"s": "x"}))
+    sweep = ExpandedSweep("test", tuple(arms), {}, {})
+    assert sweep.arm_names("x") == ["a (seeds 0, 1)", "b"]
+    assert sweep.arm_names("y1") == ["a (seed 1)"]

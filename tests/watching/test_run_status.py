@@ -14,7 +14,8 @@ from invnext_jax.watching import run_status, run_view
 
 def read(workdir):
     records = run_view.read_records(workdir)
-    return run_status.read_status(workdir, records, fake_runs.TOTAL_STEPS)
+    saved = run_status.read_saved_step(workdir)
+    return run_status.read_status(workdir, records, fake_runs.TOTAL_STEPS, saved)
 
 
 def test_a_folder_that_does_not_exist_is_a_run_that_has_not_started(tmp_path):
@@ -29,6 +30,14 @@ def test_a_locked_workdir_is_a_running_run(tmp_path):
         fake_runs.add_records(tmp_path, (1, 10))
         status = read(tmp_path)
     assert (status.state, status.text, status.share) == ("running", "step 10 of 40", 0.25)
+
+
+def test_a_checkpoint_after_the_last_record_is_the_step_of_the_run(tmp_path):
+    fake_runs.write_run(tmp_path, steps=(10,))
+    fake_runs.write_checkpoint(tmp_path, 12)
+    with file_lock.open_locked(tmp_path / "run.lock"):
+        status = read(tmp_path)
+    assert (status.text, status.share, status.checkpoint) == ("step 12 of 40", 0.3, 12)
 
 
 def test_a_silent_run_is_described(tmp_path):

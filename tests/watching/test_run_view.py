@@ -6,7 +6,7 @@ import re
 import fake_runs
 import pytest
 
-from invnext_jax.watching import newest_strips
+from invnext_jax.watching import newest_strips, run_view
 from invnext_jax.watching.run_view import RunView, describe_hosts
 
 
@@ -31,6 +31,24 @@ def test_unchanged_files_are_not_drawn_again(tmp_path, view):
     assert "charts" not in view.render()
     fake_runs.add_records(tmp_path, (3,))
     assert "charts" in view.render()
+
+
+def test_step_and_checkpoint_are_of_one_moment(tmp_path, view, monkeypatch):
+    fake_runs.write_run(tmp_path)
+    read_records = run_view.read_records
+
+    def read_and_save(workdir):
+        """A checkpoint and a record that are written while the page is rendered."""
+        found = read_records(workdir)
+        if not (tmp_path / "checkpoints").exists():
+            fake_runs.write_checkpoint(tmp_path, 30)
+            fake_runs.add_records(tmp_path, (30,))
+        return found
+
+    monkeypatch.setattr(run_view, "read_records", read_and_save)
+    first, second = view.render()["status"], view.render()["status"]
+    assert "after step 2 of 40" in first and "step 30" not in first
+    assert "after step 30 of 40" in second and "<dd>step 30</dd>" in second
 
 
 def test_an_incomplete_last_line_is_ignored(tmp_path, view):

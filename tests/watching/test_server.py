@@ -82,6 +82,12 @@ def test_other_addresses_do_not_exist(server, path):
     assert status == 404 and "Content-Security-Policy" in headers and "root" not in text
 
 
+def test_the_query_of_an_address_is_ignored(server):
+    assert request(server, "/?x=1")[0] == 200
+    assert request(server, "/watch.js?v=/../x")[0] == 200
+    assert request(server, "/x?/")[0] == 404
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS"])
 def test_only_get_is_answered(server, method):
     assert request(server, method=method)[0] == 501

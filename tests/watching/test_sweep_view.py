@@ -7,6 +7,9 @@ import fake_sweeps
 import pytest
 from fake_runs import add_records
 
+from invnext_jax import file_lock
+from invnext_jax.sweeps import status_table
+from invnext_jax.sweeps.report import curves
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 from invnext_jax.watching import watch
 from invnext_jax.watching.sweep_view import SweepView
@@ -93,3 +96,57 @@ def test_a_damaged_description_is_shown(sweep, tmp_path):
     finally:
         server.server_close()
         server.page.close()
+
+
+def test_a_sweep_whose_processes_were_killed_does_not_run(sweep, tmp_path):
+    folder = SweepFolder(tmp_path / "sweep")
+    view = SweepView(folder)
+    for name, status in (("s1-0", Status.FINISHED), ("s2-a0", Status.RUNNING)):
+        folder.write_state(name, JobState(status, handle={"system": "local"}))
+    add_records(sweep.jobs["s2-a0"].job.workdir, (1, 2))
+    lock = sweep.jobs["s2-a0"].job.log.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock.open_locked(lock):  # as the process of the job
+        assert "Running" in view.render()["status"]
+        assert "running, last logged step 2 of 6" in view.render()["jobs"]
+        assert "1 running" in status_table.format_status(folder, sweep)
+    sections = view.render()
+    assert "Stopped" in sections["status"] and "Running" not in sections["status"]
+    assert "stopped, continues from step 0 of 6" in sections["jobs"]
+    assert "1 stopped, 1 finished" in status_table.format_status(folder, sweep)
+    assert folder.read_state("s2-a0").status is Status.RUNNING  # it is only shown differently
+
+
+def test_a_job_that_ended_after_its_sweep_command_is_finished(sweep, tmp_path):
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.write_state("s2-a0", JobState(Status.RUNNING, handle={"system": "local"}))
+    (sweep.jobs["s2-a0"].job.workdir / "checkpoints/6").mkdir(parents=True)
+    assert "1 finished" in status_table.format_status(folder, sweep)
+
+
+@pytest.mark.parametrize("system, host", [("slurm", ""), ("local", "node7")])
+def test_jobs_of_other_hosts_count_as_running(sweep, tmp_path, system, host):
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.write_state("s2-a0", JobState(Status.RUNNING, handle={"system": system}))
+    if host:
+        (folder.path / "sweep.lock").write_text(json.dumps({"pid": 1, "host": host}))
+    assert "Running" in SweepView(folder).render()["status"]
+
+
+def test_blocked_jobs_are_not_counted_as_waiting(sweep, tmp_path):
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.write_state("s2-a0", JobState(Status.FAILED, reason="exit code 1"))
+    assert "(3 waiting, 1 failed, 1 blocked)" in SweepView(folder).render()["status"]
+    text = status_table.format_status(folder, sweep)
+    assert "5 jobs: 3 waiting, 1 failed, 1 blocked." in text
+    assert "b (seed 0)" in text
+
+
+def test_the_legend_marks_arms_that_are_not_finite(sweep):
+    for name, losses in (("s2-a0", (2.0, 1.5)), ("s2-b0", (3.0, None))):
+        for step, loss in enumerate(losses, 1):
+            add_records(sweep.jobs[name].job.workdir, (step,), loss=loss)
+    (loss,) = (c for c in curves.make_curves(sweep, "") if c["title"] == "s2, Loss")
+    assert [(entry[0], entry[-1]) for entry in loss["legend"]] == [
+        *(("a", "1.5"), ("b", "3, then not finite"))
+    ]

@@ -131,8 +131,8 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
                 series[name] = points
         if series:
             legend = [
-                (name.partition("/")[2] or name, color, format_value(points[-1][1]))
-                for (name, points), color in zip(series.items(), COLORS * 2, strict=False)
+                (name.partition("/")[2] or name, color, describe_last(records, name))
+                for name, color in zip(series, COLORS * 2, strict=False)
             ]
             svg = draw_lines(list(series.values()), spec.log, f"{salt} {spec.title}")
             charts.append(
@@ -199,6 +199,15 @@ def _responsive(svg: str) -> str:
     """Returns the <svg> element without a fixed size, so that it fills its container."""
     start, end = svg.index("<svg"), svg.index(">", svg.index("<svg"))
     return re.sub(r' (width|height)="[^"]*"', "", svg[start:end]) + svg[end:]
+
+
+def describe_last(records: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Returns the last value of a metric as text, and whether it is finite; "" if there is none."""
+    values = [record[name] for record in records if name in record]
+    finite = [value for value in values if value is not None]
+    if not values or values[-1] is not None:
+        return format_value(finite[-1]) if finite else ""
+    return f"{format_value(finite[-1])}, then not finite" if finite else "not finite"
 
 
 def format_value(value: float) -> str:

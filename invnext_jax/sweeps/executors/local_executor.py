@@ -115,7 +115,7 @@ class LocalExecutor:
             del self._children[job.name]
             self._slots.pop(job.name, None)
             return Poll(Phase.ENDED, code)
-        if file_lock.is_held(_lock_path(job)):
+        if is_running(job):
             self._slots[job.name] = _read_slot(job)
             return Poll(Phase.RUNNING)
         self._slots.pop(job.name, None)
@@ -208,6 +208,11 @@ def _read_slot(job: Job) -> Slot:
         return Slot(tuple(fields["cores"]), tuple(fields["gpus"]), fields["memory"])
     except (OSError, ValueError, KeyError, TypeError):  # it was killed while it was written
         return Slot()
+
+
+def is_running(job: Job) -> bool:
+    """Returns whether a process of a job runs on this machine."""
+    return file_lock.is_held(_lock_path(job))
 
 
 def _lock_path(job: Job) -> Path:

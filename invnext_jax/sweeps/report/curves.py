@@ -71,10 +71,10 @@ def _draw_metrics(
         }
         if not series:
             continue
-        legend = [
-            (arm, *charts.line_style(position), charts.format_value(points[-1][1]))
-            for (position, arm), points in series.items()
-        ]
+        legend = []
+        for position, (arm, seeds) in enumerate(lines.items()):
+            if text := _describe_last(seeds, name, series.get((position, arm))):
+                legend.append((arm, *charts.line_style(position), text))
         positions = [position for position, _ in series]
         title = spec.title if len(names) == 1 else f"{spec.title}: {name.rpartition('/')[2]}"
         svg = charts.draw_lines(list(series.values()), spec.log, f"{salt} {name}", positions)
@@ -82,6 +82,18 @@ def _draw_metrics(
             {"title": f"{step}, {title}", "caption": spec.caption, "svg": svg, "legend": legend}
         )
     return found
+
+
+def _describe_last(seeds: Sequence[Records], name: str, points: Points | None) -> str:
+    """Returns the last value of a line, and whether a seed has a value that is not finite."""
+    last = charts.format_value(points[-1][1]) if points else ""
+    return ", then ".join(filter(None, (last, "not finite" * _is_non_finite(seeds, name))))
+
+
+def _is_non_finite(seeds: Sequence[Records], name: str) -> bool:
+    """Returns whether the last value of a metric is not finite in one of the seeds."""
+    values = [[record[name] for record in seed if name in record] for seed in seeds]
+    return any(of_seed and of_seed[-1] is None for of_seed in values)
 
 
 def _points(records: Records, name: str) -> dict[int, float]:

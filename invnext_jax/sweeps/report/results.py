@@ -59,7 +59,7 @@ def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
     Raises:
       UserError: a column selects several rows of an evaluation.
     """
-    states = folder.read_states(sweep)
+    states = status_table.read_current_states(folder, sweep)
     blocked = status_table.find_blocked(sweep.jobs, states)
     rows = {name: _read_rows(planned, states[name]) for name, planned in sweep.jobs.items()}
     columns = dict(sweep.columns) or _find_columns(sweep, rows)

@@ -55,12 +55,12 @@ def describe_sweep(
 ) -> dict[str, Any]:
     """Returns the contents of the page of a sweep, as for the template sweep.html."""
     sweep = results.sweep
-    states = folder.read_states(sweep)
+    states = status_table.read_current_states(folder, sweep)
     return {
         "title": folder.path.name,
         "source": sweep.source,
         "notes": results.notes,
-        "counts": status_table.count_states(states.values()),
+        "counts": status_table.count_states(sweep, states),
         "tables": [_describe_table(sweep, table, results) for table in tables],
         "failed": _list_failures(sweep, states),
     }

@@ -18,7 +18,7 @@ def test_each_spec_with_values_has_a_chart():
     titles = [chart["title"] for chart in found]
     assert titles == ["Loss", "Pixels", "Conditioning gap", "Learning rate"]
     assert found[0]["legend"] == [("loss", charts.COLORS[0], "1")]
-    assert found[1]["legend"][0][2] == "1"  # the last value that is not None
+    assert found[1]["legend"][0][2] == "1, then not finite"
     assert charts.make_charts([], "a") == []
 
 
