@@ -7,6 +7,8 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 
+MAX_SIZE = 2**32  # maximum number of characters of a manifest
+
 
 def format_csv(rows: Iterable[Sequence[Any]]) -> str:
     """Formats rows as the text of a CSV file."""
@@ -75,3 +77,17 @@ def check_cells(
         raise UserError(
             f"{line} has {len(cells)} cells, but the header has {len(columns)}: {change}"
         )
+
+
+def limit_size(lines: Iterable[str], max_size: int = MAX_SIZE) -> Iterator[str]:
+    """Yields lines of a file, which may come from a server that never ends it.
+
+    Raises:
+      csv.Error: The lines have more than `max_size` characters.
+    """
+    size = 0
+    for line in lines:
+        size += len(line)
+        if size > max_size:
+            raise csv.Error(f"it has more than {max_size} characters")
+        yield line

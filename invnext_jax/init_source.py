@@ -61,8 +61,9 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
         else:
             params, about = export.open_export(path)
             found, step = about.get("config", {}), about.get("source", {}).get("step")
-        found = run_metadata.config_from_json(found)
-        check_source(config, found, None)
+        with import_weights.config_errors(path):
+            found = run_metadata.config_from_json(found)
+            check_source(config, found, None)
         params = match.read_matching(params, import_weights.part_shapes(config))
     return Source(params, step, found)
 
@@ -126,7 +127,15 @@ def copy_sizes(
             "config.init_from is not set, but config.init_sizes needs the sizes of a model: set "
             "it to a run, an export, or a folder of a published encoder"
         )
-    found = _read_config(config.init_from)
+    with import_weights.config_errors(config.init_from):
+        _copy(_read_config(config.init_from), config, overrides)
+    return config
+
+
+def _copy(
+    found: Mapping[str, Any], config: ml_collections.ConfigDict, overrides: Collection[str]
+) -> None:
+    """Copies the options of `copy_sizes` from the config of the source."""
     copied = {name: found[name] for name in _FIELDS if name in found}
     for section, names in {**dict.fromkeys(_SECTIONS), "data": _CLIP_FIELDS}.items():
         fields = found.get(section, {})
@@ -136,21 +145,22 @@ def copy_sizes(
         target = config[section] if section else config
         if field in target and name not in (*overrides, *_NOT_COPIED):
             target[field] = value
-    return config
 
 
 def _read_config(path: str) -> Mapping[str, Any]:
-    """Returns the part of the config that the source contains."""
+    """Returns the part of the config that the source contains.
+
+    The caller handles the errors of invalid configs.
+    """
     if path.endswith(".safetensors"):
-        about = json_file.read_object(export.description_path(path))
+        about = export.open_export(path)[1]
         return run_metadata.config_from_json(about.get("config", {})).to_dict()
     if published.is_published(path):
         content = json_file.read_object(Path(path) / published.CONFIG)
-        with import_weights.config_errors(path):
-            if published.EXTRA_SECTION in content:  # written by this package
-                config = content[published.EXTRA_SECTION]["config"]
-                return run_metadata.config_from_json(config).to_dict()
-            encoder = published.encoder_config(content, path)
+        if published.EXTRA_SECTION in content:  # written by this package
+            config = content[published.EXTRA_SECTION]["config"]
+            return run_metadata.config_from_json(config).to_dict()
+        encoder = published.encoder_config(content, path)
         del encoder["drop_path"], encoder["layer_scale"]  # not in the file
         return {"encoder": encoder}
     found = reader.read_config(storage.open_path("config.init_from", path))

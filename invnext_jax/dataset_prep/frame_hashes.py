@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import fft
 
-from invnext_jax import file_lock
+from invnext_jax import file_lock, regular_file
 from invnext_jax.data import decode
+from invnext_jax.errors import UserError
 from invnext_jax.video_lists.video_list import VideoEntry
 
 FRAMES = 5
+MAX_CACHE_BYTES = 2**33  # maximum size of a cache; a result has about 200 bytes
+_MAX_LINE_BYTES = 2**16
 BITS = 64
 MAX_BITS = 8  # videos that differ in fewer bits per frame are similar
 MIN_FRAMES = 3
@@ -149,13 +152,27 @@ class HashCache:
 
     def __init__(self, path: Path):
         self._path, self._known = path, {}
-        for line in path.read_bytes().splitlines() if path.is_file() else []:
-            try:
-                *key, values = json.loads(line)
-                if _are_hashes(values):
-                    self._known[tuple(key)] = tuple(values)
-            except (ValueError, TypeError, RecursionError):  # the run was killed during a write
-                continue
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with regular_file.open_binary(self._path, MAX_CACHE_BYTES) as file:
+                while line := file.readline(_MAX_LINE_BYTES):
+                    self._add_line(line)
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be read ({error.strerror}): delete it to compute all hashes "
+                "again"
+            ) from error
+
+    def _add_line(self, line: bytes) -> None:
+        try:
+            *key, values = json.loads(line)
+            if _are_hashes(values):
+                self._known[tuple(key)] = tuple(values)
+        except (ValueError, TypeError, RecursionError):  # the run was killed during a write
+            pass
 
     def get(self, digest: str, entry: VideoEntry) -> Hashes | None:
         """Returns the hashes of a segment of a file, or None if they are not cached."""

@@ -296,4 +296,6 @@ class _SafeProbe:
     def is_valid(self, result: Any, path: str) -> bool:
         """Returns whether a worker's result has the type of `__call__`."""
         del path
-        return isinstance(result, VideoProbe | ProbeFailure)
+        if isinstance(result, VideoProbe):
+            return video_flags.are_flags(result.flags)
+        return isinstance(result, ProbeFailure)

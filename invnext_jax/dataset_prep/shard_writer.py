@@ -104,10 +104,14 @@ def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
     try:
         report = ShardReport(**json.loads(plan.report_path(index).read_text()))
         size = plan.shard_path(index).stat().length
-    except (OSError, ValueError, TypeError):
+        rows = sorted(entry[0] for entry in report.written + report.quarantined)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
-    rows = sorted(entry[0] for entry in report.written + report.quarantined)
+    widths = ((report.written, 1 + len(VIDEO_COLUMNS)), (report.quarantined, 3))
+    widths += ((report.damaged, 3),)
     if rows != list(plan.shard_rows(index)) or size != report.size:
+        return None
+    if not all(_are_rows(entries, width) for entries, width in widths):
         return None
     if not video_io.is_remote(plan.out):  # the reader needs a local file
         try:
@@ -207,9 +211,18 @@ def _write_records(
 def _read_damaged(plan: ShardPlan, index: int) -> list[list[Any]]:
     """Returns the damaged videos of an existing shard."""
     try:
-        return json.loads(plan.damaged_path(index).read_text())
-    except (OSError, ValueError):
+        found = json.loads(plan.damaged_path(index).read_text())
+    except (OSError, ValueError, RecursionError):
         return []
+    return found if _are_rows(found, 3) else []
+
+
+def _are_rows(entries: Any, width: int) -> bool:
+    """Returns whether a value read from a report is a list of rows with this number of values."""
+    return isinstance(entries, list) and all(
+        isinstance(entry, list) and len(entry) == width and type(entry[0]) is int
+        for entry in entries
+    )
 
 
 def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):

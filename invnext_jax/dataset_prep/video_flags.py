@@ -27,6 +27,11 @@ def find_flags(index: PacketIndex, width: int, height: int) -> str:
     return " ".join(flags)
 
 
+def are_flags(flags: str) -> bool:
+    """Returns whether a text consists of known flags."""
+    return all(name in ADVICE for name in flags.split())
+
+
 def decoded_pixels(index: PacketIndex, width: int, height: int) -> float:
     """Estimates how many pixels are decoded for a clip of 16 frames spread over the video.
 
@@ -45,7 +50,7 @@ def describe_flags(flags_by_path: Mapping[str, str]) -> list[str]:
     """
     paths = {name: [] for name in ADVICE}
     for path, flags in flags_by_path.items():
-        for name in flags.split():
+        for name in filter(paths.__contains__, flags.split()):
             paths[name].append(path)
     return [
         f"{len(found)} files (flag {name}) {ADVICE[name]}; e.g. {found[0]}"

@@ -247,13 +247,14 @@ def _open_file(path: Path) -> dict[str, LazyTensor]:
                 f"{path} has a header of {header_bytes} bytes, more than {MAX_HEADER_BYTES}: "
                 "download or export it again"
             )
-        with safe_open(path, "np") as file:
-            names = file.keys()
-            _check_count(len(names), path)
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        # Each opening parses the whole header, so that all tensors share one open file.
+        opened = safe_open(path, "np")
+        names = opened.keys()
+        _check_count(len(names), path)
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): download or export it again") from error
-    return {name: LazyTensor(shape, _reader(path, name)) for name, shape in shapes.items()}
+    return {name: LazyTensor(shape, _reader(path, opened, name)) for name, shape in shapes.items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -264,19 +265,18 @@ def read_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
+def _reader(path: Path, opened: Any, name: str) -> Callable[[], np.ndarray]:
     def read():
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
-            with safe_open(path, "np") as file:
-                code = file.get_slice(name).get_dtype()
-                if code not in _READABLE_CODES:
-                    raise UserError(
-                        f"{path}: the tensor {name} has the type {code}, but weights must be one "
-                        f"of {', '.join(_READABLE_CODES)}: use a checkpoint that is not quantized"
-                    )
-                return np.asarray(file.get_tensor(name), dtype=np.float32)
+            code = opened.get_slice(name).get_dtype()
+            if code not in _READABLE_CODES:
+                raise UserError(
+                    f"{path}: the tensor {name} has the type {code}, but weights must be one "
+                    f"of {', '.join(_READABLE_CODES)}: use a checkpoint that is not quantized"
+                )
+            return np.asarray(opened.get_tensor(name), dtype=np.float32)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged ({error}): download or export it again") from error
 

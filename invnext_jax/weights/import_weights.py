@@ -119,8 +119,8 @@ def config_errors(source: str | Path) -> Iterator[None]:
     except _BUILD_ERRORS as error:
         reason = str(error).partition("\n")[0][:300]
         raise UserError(
-            f"config.json of {source} does not describe a valid model ({reason}): use "
-            "the config.json of the checkpoint"
+            f"the config of {source} does not describe a valid model ({reason}): use the config "
+            "of the checkpoint"
         ) from error
 
 

@@ -14,7 +14,7 @@ LIMITS = {
     "out_width": 2**15,
     "words": 2**22,
     "length": 2**14,
-    "depth": 512,
+    "depth": 256,
     "last_layer": 512,
     "heads": 1024,
     "pool_heads": 1024,
@@ -31,6 +31,7 @@ LIMITS = {
     "noise_draws": 1024,
 }
 MAX_POSITION_VALUES = 2**28  # limit per position table: frames * rows * columns * width
+MAX_TOKENS = 2**17  # limit of the patches of a clip, whose attention takes quadratic time
 MAX_DEPTH = 16  # maximum number of nested sections
 
 
@@ -76,7 +77,13 @@ def _sizes(data: Mapping[str, Any]) -> dict[str, int]:
 def _check_table(config: Mapping[str, Any], source: str, values: int) -> None:
     """Raises `UserError` if a position table of these sizes has more than `values` values."""
     side = max(config.get("size", 0), config.get("train_size", 0)) // max(config["patch"], 1)
-    count = math.prod((config.get("frames", 1), side, side, config["width"]))
+    tokens = math.prod((config.get("frames", 1), side, side))
+    if tokens > MAX_TOKENS:
+        raise UserError(
+            f"{source} describes clips of {tokens:,} patches, but at most {MAX_TOKENS:,} are "
+            "possible: use the config of the checkpoint"
+        )
+    count = tokens * config["width"]
     if count > values:
         raise UserError(
             f"{source} describes a position table of {count:,} values, but at most {values:,} are "

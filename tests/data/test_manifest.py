@@ -193,3 +193,10 @@ def test_a_pipe_or_a_device_is_not_read_as_a_manifest(tmp_path):
     for name in ("pipe.csv", "zero.csv"):
         with pytest.raises(UserError, match=f"{name} cannot be read: .*Not a regular file"):
             manifest_lib.read_manifest(tmp_path / name)
+
+
+def test_a_manifest_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_lib.csv_text.limit_size, "__defaults__", (100,))
+    path = write(tmp_path, "path,source\n" + "a.mp4,a\n" * 20)
+    with pytest.raises(UserError, match="cannot be read: it has more than 100 characters"):
+        manifest_lib.read_manifest(str(path))

@@ -1,6 +1,7 @@
 """Perceptual hashes: re-encoded copies are similar, other videos are not."""
 
 import json
+import os
 
 import av
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from invnext_jax.dataset_prep import frame_hashes
 from invnext_jax.dataset_prep.frame_hashes import HashCache
+from invnext_jax.errors import UserError
 from invnext_jax.video_lists.video_list import VideoEntry
 
 
@@ -104,6 +106,20 @@ def test_cached_hashes_with_other_values_are_ignored(tmp_path):
     for values in ([1, 2, 3, 4], [1, 2, 3, 4, "5"], [1, 2, 3, 4, -5], [1, 2, 3, 4, 2**64], 5):
         path.write_text(json.dumps(["digest", None, None, values]) + "\n" + "[" * 100_000 + "\n")
         assert HashCache(path).get("digest", entry) is None
+
+
+def test_caches_that_are_too_large_or_no_files_are_refused(tmp_path):
+    large, pipe = tmp_path / "large.hashes.jsonl", tmp_path / "pipe.hashes.jsonl"
+    with large.open("wb") as file:
+        file.truncate(frame_hashes.MAX_CACHE_BYTES + 1)  # a sparse file
+    os.mkfifo(pipe)
+    for path in (large, pipe):
+        with pytest.raises(UserError, match="cannot be read .*: delete it to compute all hashes"):
+            HashCache(path)
+    endless = tmp_path / "endless.hashes.jsonl"
+    with endless.open("wb") as file:
+        file.truncate(2**27)  # one line
+    assert HashCache(endless).get("digest", VideoEntry("/a.mp4", "s")) is None
 
 
 def test_hashes_are_not_written_through_a_link(tmp_path):

@@ -156,3 +156,10 @@ def test_expensive_files_are_those_that_decode_many_pixels_for_a_clip():
     short = PacketIndex(tuple(range(300)), (0,), 0, is_decoded=False)
     assert video_flags.find_flags(short, 1280, 720) == ""
     assert video_flags.decoded_pixels(short, 1280, 720) == 300 * 1280 * 720
+
+
+def test_unknown_flags_of_workers_and_caches_are_ignored():
+    assert video_flags.are_flags("tiny expensive") and video_flags.are_flags("")
+    assert not video_flags.are_flags("tiny evil")
+    found = video_flags.describe_flags({"a.mp4": "evil tiny", "b.mp4": "evil"})
+    assert len(found) == 1 and found[0].startswith("1 files (flag tiny)")

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import json
 import struct
 import subprocess
 import sys
@@ -212,6 +213,19 @@ def test_hang_or_crash_quarantines_only_its_row(tmp_path, monkeypatch):
     path = str(plan.shard_path(0))
     records = [shards.read_video(path, record) for record in range(3)]
     assert records == [str(tmp_path / f"{name}.mp4").encode() for name in "abc"]
+    good = json.loads(plan.report_path(0).read_text())
+    row = good["quarantined"][0]
+    for change in (
+        {"written": [5], "quarantined": []},
+        {"written": 5},
+        {"quarantined": [row, ["1", *row[1:]]]},
+        {"quarantined": [[*row, 1], good["quarantined"][1]]},
+        {"damaged": [1]},
+    ):
+        plan.report_path(0).write_text(json.dumps(good | change))
+        assert shard_writer.read_report(plan, 0) is None
+    plan.report_path(0).write_text("[" * 100_000)
+    assert shard_writer.read_report(plan, 0) is None
 
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (17, 16), (1000, 7), (5, 5)])

@@ -45,6 +45,13 @@ def change_split(**fields):
     return {"splits": [{**INFO["splits"][0], **fields}]}
 
 
+def test_shards_with_the_same_file_are_refused(folder):
+    name = "clips-train.array_record-00000-of-00001"
+    write(folder, change_split(shardLengths=["2"] * 1000, filepathTemplate=name))
+    with pytest.raises(UserError, match="lists the shard .* twice: set filepathTemplate"):
+        tfds_metadata.read_metadata(folder, "train")
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_metadata_equals_that_of_tfds(folder, legacy):
     kinds = {

@@ -1,11 +1,13 @@
 """Checks of the run or export from which a run starts."""
 
 import ml_collections
+import numpy as np
 import pytest
 
 from configs import stage1
 from invnext_jax import init_source
 from invnext_jax.errors import UserError
+from invnext_jax.weights import export
 
 
 @pytest.fixture
@@ -46,3 +48,21 @@ def test_parts_that_are_not_restored_may_differ(config):
         init_source.check_source(config, source, config.total_steps)
     config.init_parts = ("encoder", "pool")
     init_source.check_source(config, source, config.total_steps)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a.b": 1},
+        {"variant": 5},
+        {"encoder": {"width": 64}, "dtype": ["float32"]},
+        {"data": {"no_flip_sources": 5}},
+        {"data": {"no_flip_sources": [[1]]}},
+    ],
+)
+def test_sizes_of_forged_descriptions_are_not_copied(content, config, tmp_path):
+    path = tmp_path / "a.safetensors"
+    export.write_export(path, {"encoder": {"a": np.zeros(2, np.float32)}}, {"config": content})
+    config.update(init_from=str(path), init_sizes=True)
+    with pytest.raises(UserError, match="the config of .*a.safetensors does not describe a valid"):
+        init_source.copy_sizes(config, ())

@@ -104,7 +104,8 @@ def write_sparse_file(path, shapes):
 def no_reading(monkeypatch):
     """Lets the test fail if a tensor is read."""
 
-    def fail(path, name):
+    def fail(path, opened, name):
+        del opened
         return lambda: pytest.fail(f"the tensor {name} of {path} was read")
 
     monkeypatch.setattr(files, "_reader", fail)

@@ -6,6 +6,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from safetensors import numpy as st
 
 from invnext_jax.errors import UserError
@@ -161,3 +162,13 @@ def test_repeated_prefixes_of_all_names_are_removed_at_once(tmp_path):
     long = "module." * 10**6
     found = files._strip_wrappers({f"{long}a": 1, f"module.{long}b": 2}, tmp_path)
     assert found == {"a": 1, "module.b": 2}
+
+
+def test_the_header_of_a_file_is_parsed_once(tmp_path, monkeypatch):
+    tensors = {f"t{i}": np.full(2, i, np.float32) for i in range(20)}
+    st.save_file(tensors, tmp_path / "a.safetensors")
+    opened, real = [], safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", lambda *a: opened.append(a) or real(*a))
+    found = files.open_checkpoint(tmp_path / "a.safetensors").tensors
+    assert all((found[name].read() == value).all() for name, value in tensors.items())
+    assert len(opened) == 1

@@ -110,6 +110,7 @@ def test_tensor_of_another_type_is_named(kind, tmp_path):
         {"config": {"encoder": 3}},
         {"config": {"teacher": {"depth": 10**9}}},
         {"config": {"a": {}}, "source": []},
+        {"config": {"encoder": {"patch": 8, "size": 4096, "width": 16, "frames": 1}}},
         {"config": {"encoder": {"patch": 8}, "data": {"frames": 4096, "size": 4096}}},
     ],
 )

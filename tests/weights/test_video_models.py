@@ -75,7 +75,7 @@ VIDEOMAE = {"model_type": "videomae"}
         ({**VIDEOMAE, "qv_bias": False}, "qv_bias=False"),
         ({**VIDEOMAE, "num_channels": 4}, "num_channels=4"),
         ({**VIDEOMAE, "image_size": 225}, "train_size=225 is not a multiple of its patch=16"),
-        ({**VIDEOMAE, "num_frames": 4096, "image_size": 4096}, "position table"),
+        ({**VIDEOMAE, "num_frames": 4096, "image_size": 4096}, "patches, but at most"),
     ],
 )
 def test_config_of_another_model_is_refused_in_one_sentence(config, message):
