@@ -296,6 +296,5 @@ class _SafeProbe:
     def is_valid(self, result: Any, path: str) -> bool:
         """Returns whether a worker's result has the type of `__call__`."""
         del path
-        if isinstance(result, VideoProbe):
-            return video_flags.are_flags(result.flags)
-        return isinstance(result, ProbeFailure)
+        flags = result.flags if isinstance(result, VideoProbe) else ""
+        return isinstance(result, VideoProbe | ProbeFailure) and video_flags.are_flags(flags)
