@@ -146,8 +146,10 @@ def _evaluate(
     digests = [*dataset.digests.values(), *dataset.video_digests.values()]
     data_key = [_options_of_rows(config), *digests, encoder.record]
     checkpoint_key = encoder.key
+    predictor_keys = _predictor_keys(encoder, evaluators)
     code = {evaluator.name: registry.describe_source(evaluator, config) for evaluator in evaluators}
-    key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
+    parts = [data_key, checkpoint_key, code, list(config.evaluators), config.controls]
+    key = hash_json([*parts, *predictor_keys.values()])
     if results := results_file.read_cache(folder / RESULTS, key, folder):
         log_on_process_0(f"{folder / RESULTS} is up to date.")
         if "videos" not in results:  # of an older version; the key contains the same hashes
@@ -180,6 +182,7 @@ def _evaluate(
     for evaluator, subject, subject_key in _plan(evaluators, inputs, untrained, config.controls):
         source = code[evaluator.name]
         key_parts = [data_key, evaluator.name, source, subject_key or checkpoint_key]
+        key_parts += filter(None, [predictor_keys.get(evaluator.name)])
         # Rows that do not depend on the parameters of the checkpoint are shared by all steps.
         rows_folder = (workdir if subject_key else folder) / "rows"
         path = rows_folder / f"{evaluator.name}-{subject.name}.json"
@@ -236,6 +239,11 @@ def _plan(evaluators, inputs, untrained, controls: bool):
     if controls:
         for evaluator in sorted(evaluators, key=lambda evaluator: evaluator.is_baseline):
             yield evaluator, untrained, "random"
+
+
+def _predictor_keys(encoder: FrozenEncoder, evaluators: Iterable[Evaluator]) -> dict[str, str]:
+    """Returns the key of the predictor for those evaluators whose rows depend on it."""
+    return {e.name: encoder.predictor_key for e in evaluators if registry.uses_predictor(e)}
 
 
 def _options_of_rows(config) -> dict[str, Any]:

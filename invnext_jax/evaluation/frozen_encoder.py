@@ -16,7 +16,10 @@ import jax
 import numpy as np
 
 from invnext_jax import json_file
-from invnext_jax.checkpointing import frozen_hashes
+from invnext_jax.checkpointing import frozen_hashes, run_metadata
+
+# Sections of a run's config that determine how it predicts.
+PREDICTOR_SECTIONS = ("stage", "dtype", "predictor", "target")
 
 
 class FrozenOutput(NamedTuple):
@@ -98,6 +101,21 @@ class FrozenEncoder:
         """Hash of the record and the parameters, SHA-256."""
         digest = frozen_hashes.hash_groups({"params": self.params})["params"]
         return json_file.hash_json([self.record, digest])
+
+    @functools.cached_property
+    def predictor_key(self) -> str:
+        """Hash of the config and the parameters of the checkpoint's predictor; "" without a config.
+
+        `key` does not contain them, because most evaluators use the encoder only.
+        """
+        if self.loaded is None:
+            return ""
+        config = run_metadata.config_to_json(self.loaded.config)
+        sections = {name: config.get(name) for name in PREDICTOR_SECTIONS}
+        sections["frames"] = (config.get("data") or {}).get("frames")
+        found = self.loaded.predictor
+        params = {} if found is None else {"params": found.params}
+        return json_file.hash_json([sections, frozen_hashes.hash_groups(params)])
 
     def with_random_params(self, seed: int) -> "FrozenEncoder":
         """Returns the same encoder with random initialization, without its pool and predictor."""

@@ -45,6 +45,7 @@ class Anticipation:
 
     name = "anticipation"
     is_baseline = False
+    uses_predictor = True
     options = ("anticipation",)
 
     def needs_manifests(self, config: Any) -> bool:

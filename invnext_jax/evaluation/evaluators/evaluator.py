@@ -68,8 +68,8 @@ class Evaluator(Protocol):
         changes. Other evaluators run on the checkpoint and, if `config.controls` is set, also on
         the same encoder with random initialization.
 
-    The members `needs_manifests`, `needs_labels`, `dense_features` and `hash_files` are optional;
-    see `registry`.
+    The members `needs_manifests`, `needs_labels`, `uses_predictor`, `dense_features` and
+    `hash_files` are optional; see `registry`.
     """
 
     name: str

@@ -17,15 +17,13 @@ from einops import rearrange, repeat
 
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput
+from invnext_jax.evaluation.frozen_encoder import PREDICTOR_SECTIONS, FrozenEncoder, FrozenOutput
 from invnext_jax.evaluation.pretrained import LoadedEncoder
 from invnext_jax.models.patches import clip_grid, normalize
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.weights import match
 
 EPS = 1e-6
-# Sections of a run's config that determine how it predicts.
-_RECORDED = ("stage", "dtype", "predictor", "target")
 
 
 class TimeGrid(NamedTuple):
@@ -104,7 +102,7 @@ def make_future_encoder(
         width = max(width, _check_predictor(loaded, encoder))
         config = run_metadata.config_to_json(loaded.config)
         record["predicted"] = list(grid.predicted)
-        record["predictor"] = {name: config.get(name) for name in _RECORDED}
+        record["predictor"] = {name: config.get(name) for name in PREDICTOR_SECTIONS}
 
     def forward(params, video_bthwc, layers):
         if layers:

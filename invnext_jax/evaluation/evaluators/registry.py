@@ -72,6 +72,16 @@ def needs_labels(evaluator: Evaluator) -> bool:
     return getattr(evaluator, "needs_labels", True)
 
 
+def uses_predictor(evaluator: Evaluator) -> bool:
+    """Returns whether the rows depend on the checkpoint's predictor or on its config.
+
+    The default is False. An evaluator that reads `inputs.encoder.loaded.predictor` or the config of
+    the checkpoint must set an attribute `uses_predictor` to True. Otherwise, its rows are not
+    measured again if another predictor belongs to the same encoder.
+    """
+    return getattr(evaluator, "uses_predictor", False)
+
+
 def dense_features(evaluators: Sequence[Evaluator], config: Any) -> set[tuple[str, int]]:
     """Returns the splits and numbers of views for which one of the evaluators reads all tokens.
 

@@ -43,6 +43,7 @@ class TemporalContext:
     name = "temporal_context"
     is_baseline = False
     needs_labels = False
+    uses_predictor = True
     options = ("temporal_context",)
 
     def check_config(self, config: Any) -> None:
@@ -141,7 +142,9 @@ def _measure(
         HeadTraining.for_epochs(settings, len(train.video_bthwc) / batch_size, config.seed),
         name=name,
         saved=inputs.state_file(
-            f"temporal-context-{target}-{'all' if all_frames else 'own'}", settings.to_dict()
+            f"temporal-context-{target}-{'all' if all_frames else 'own'}",
+            settings.to_dict(),
+            inputs.encoder.predictor_key,
         ),
         prepare=make_contexts,
         frozen=inputs.encoder.params,

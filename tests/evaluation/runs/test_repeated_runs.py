@@ -1,17 +1,21 @@
 """A repeated evaluation measures only what has changed."""
 
+import dataclasses
 import json
 import shutil
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
+import toy_evaluation
 from toy_evaluation import get_config
 
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.evaluation import evaluate, pretrained
 from invnext_jax.evaluation.dense import truth_source
-from invnext_jax.evaluation.evaluators import baselines, supervised
+from invnext_jax.evaluation.evaluators import baselines, registry, supervised
+from invnext_jax.evaluation.evaluators.evaluator import Evaluator, Row
 from invnext_jax.evaluation.feature_store import extraction
 from invnext_jax.weights import export
 
@@ -143,3 +147,56 @@ def test_the_hash_of_ground_truth_depends_on_its_files_only(folder, tmp_path):
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "tracks.jsonl").write_text("{}")
     assert truth_source.hash_files(settings, config) != ""
+
+
+class PredictorSize(Evaluator):
+    """Its value is the sum of the parameters of the predictor and of the head."""
+
+    name, is_baseline, options, needs_labels = "predictor_size", False, (), False
+    uses_predictor = True
+
+    def check_config(self, config):
+        pass
+
+    def evaluate(self, inputs, config):
+        found = inputs.encoder.loaded.predictor
+        leaves = jax.tree.leaves(found and found.params)
+        value = float(sum(np.sum(x, dtype=np.float64) for x in leaves))
+        return [Row(self.name, inputs.name, "x", "all", "sum", value, None, 1)]
+
+
+def test_rows_of_predictors_are_measured_again_for_another_predictor(folder, tmp_path, monkeypatch):
+    """The encoder is exported without a predictor, with one, and with other values of its head."""
+    whole = toy_evaluation.write_stage2(tmp_path / "whole.safetensors")
+    params, about = export.open_export(whole)
+    params = jax.tree.map(np.asarray, params)
+    parts = [{k: v for k, v in params.items() if k not in ("predictor", "head")}, params]
+    parts.append({**params, "head": jax.tree.map(lambda x: x + 1, params["head"])})
+    monkeypatch.setitem(registry.EVALUATORS, "predictor_size", PredictorSize())
+    changes = {"evaluators": ("predictor_size", "knn"), "controls": False, "tasks": ("shape",)}
+    found, times = [], []
+    for part in parts:
+        export.write_export(tmp_path / "e.safetensors", part, about)
+        config = get_config(folder, checkpoint=str(tmp_path / "e.safetensors"), **changes)
+        results = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+        found.append(results["rows"][0]["value"])
+        times.append((tmp_path / "p" / "rows" / "knn-encoder.json").stat().st_mtime_ns)
+        (tmp_path / "e.safetensors").unlink()
+    count = sum(x.size for x in jax.tree.leaves(params["head"]))
+    assert found[0] == 0 != found[1]
+    assert found[2] - found[1] == pytest.approx(count, rel=1e-4)
+    assert len(set(times)) == 1  # rows that use the encoder only are not measured again
+
+
+def test_evaluators_that_read_the_predictor_say_so():
+    names = {name for name, e in registry.EVALUATORS.items() if registry.uses_predictor(e)}
+    assert names == {"anticipation", "temporal_context"}
+
+
+def test_the_key_of_a_predictor_depends_on_its_config(folder):
+    encoder = pretrained.load_frozen(folder / "encoder.safetensors")
+    config = encoder.loaded.config.copy_and_resolve_references()
+    config.predictor.depth += 1
+    other = dataclasses.replace(encoder, loaded=encoder.loaded._replace(config=config))
+    assert other.key == encoder.key and other.predictor_key != encoder.predictor_key
+    assert dataclasses.replace(encoder, loaded=None).predictor_key == ""
