@@ -5,6 +5,7 @@ Shape key: b rows.
 
 import math
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,9 +79,22 @@ class ChunkedArray:
         """Reads the whole array into memory."""
         return self.take(np.arange(len(self)))
 
+    def checksum(self) -> int:
+        """Computes the checksum of the rows; see `compute_checksum`. Reads all files."""
+        value = 0
+        for chunk, (_, shape, _, _) in enumerate(self._files):
+            if math.prod(shape):
+                value = compute_checksum(self._map(chunk), value)
+        return value
+
     def _map(self, chunk: int) -> np.ndarray:
         path, shape, dtype, offset = self._files[chunk]
         return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+
+
+def compute_checksum(array: np.ndarray, start: int = 0) -> int:
+    """Computes the CRC-32 of the elements of an array; `start` is that of the rows before it."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, start)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

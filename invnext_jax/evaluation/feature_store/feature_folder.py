@@ -18,11 +18,16 @@ import numpy as np
 from invnext_jax import atomic_file, regular_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.feature_store import npz_file
-from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray, write_array
+from invnext_jax.evaluation.feature_store.chunked_array import (
+    ChunkedArray,
+    compute_checksum,
+    write_array,
+)
 from invnext_jax.evaluation.feature_store.extraction import MOMENTS
 from invnext_jax.evaluation.features import VideoFeatures
 
 LABEL = "label_"
+CHECKSUM = "checksum_"  # of the array of a kind of features
 _META, _MAX_META_BYTES = "meta.json", 2**20
 MAX_MARKER_BYTES = 2**32  # maximum size of an .npz file, before and after decompression
 
@@ -80,8 +85,9 @@ class FeatureFolder:
         for kind, array in arrays.items():
             write_array(self._array(chunk, kind), array)
         kinds = np.array(list(arrays))
+        checksums = {CHECKSUM + kind: np.array(compute_checksum(x)) for kind, x in arrays.items()}
         npz_file.write_arrays(
-            self._marker(chunk), kinds=kinds, complete=np.array(complete), **columns
+            self._marker(chunk), kinds=kinds, complete=np.array(complete), **checksums, **columns
         )
 
     def read(self) -> VideoFeatures:
@@ -117,9 +123,11 @@ class FeatureFolder:
         try:
             found = self._read_marker(chunk)
             for kind in found["kinds"]:
-                array = ChunkedArray([self._array(chunk, str(kind))])
+                path = self._array(chunk, str(kind))
+                array = ChunkedArray([path])
                 if len(array) != len(found["index"]):
-                    raise UserError(f"{self._array(chunk, str(kind))} has {len(array)} rows")
+                    raise UserError(f"{path} has {len(array)} rows")
+                _check_content(array, found.get(CHECKSUM + str(kind)), path)
         except UserError as error:
             print(f"{error}. Its features are extracted again.", flush=True)
             return False
@@ -137,6 +145,20 @@ class FeatureFolder:
                 f"{path} cannot be read ({error}): all processes need the same --workdir on a "
                 "shared disk"
             ) from error
+
+
+def _check_content(array: ChunkedArray, expected: np.ndarray | None, path: Path) -> None:
+    """Checks the elements of a stored array, which takes as long as reading it once.
+
+    Raises:
+      UserError: the elements are not those that were written. Files of older versions have no
+        checksum; their elements must be finite numbers.
+    """
+    if expected is None:
+        if array.dtype.kind != "f" or not np.isfinite(array.read()).all():
+            raise UserError(f"{path} has values that are not finite numbers")
+    elif not np.array_equal(expected, array.checksum()):
+        raise UserError(f"{path} has been changed since it was written")
 
 
 def _check_marker(found: Mapping[str, np.ndarray]) -> None:

@@ -119,6 +119,30 @@ def test_features_are_extracted_again_if_an_array_is_damaged(tmp_path, array):
     assert missing_chunks(tmp_path / "bad", array=array) == [0]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
+@pytest.mark.parametrize("is_old", [False, True])
+def test_changed_values_are_extracted_again(tmp_path, capsys, value, is_old):
+    """One number of the second chunk is replaced, so that the size of the file is the same."""
+    store = open_folder(tmp_path, "k", 5, 2)
+    rng = np.random.default_rng(0)
+    for chunk in store.chunks:
+        rows = store.rows_of(chunk)
+        arrays = {kind: rng.normal(size=(len(rows), 1, 3)).astype("f4") for kind in "ab"}
+        store.write(chunk, arrays, {"index": np.array(rows)}, complete=True)
+        if is_old:  # files of older versions have no checksums
+            with np.load(tmp_path / f"{chunk:06d}.npz") as archive:
+                found = {k: v for k, v in archive.items() if not k.startswith("checksum")}
+            np.savez(tmp_path / f"{chunk:06d}.npz", **found)
+    assert store.missing_chunks() == [] and not capsys.readouterr().out
+    path = tmp_path / "000001-b.npy"
+    np.lib.format.open_memmap(path, mode="r+")[1, 0, 2] = value
+    damaged = not is_old or not np.isfinite(value)
+    assert store.missing_chunks() == [1] * damaged
+    text = "values that are not finite numbers" if is_old else "been changed since it was written"
+    message = f"{path} has {text}. Its features are extracted again.\n"
+    assert capsys.readouterr().out == message * damaged
+
+
 def test_drafts_are_removed_only_if_their_writer_has_ended(tmp_path):
     open_folder(tmp_path, "k", 2, 2)
     (tmp_path / ".000001.npz.12.part").touch()
