@@ -69,6 +69,8 @@ class FewShot:
         """Classifies the held-out videos; one row for each pooling, number of shots and task."""
         rows = []
         for pooling, data, labels in _features_by_pooling(inputs, config):
+            for note in describe_small_classes(config.knn.shots, labels[0], inputs.dataset.tasks):
+                inputs.notes.add(note)
             for shots in config.knn.shots:
                 fit = functools.partial(
                     classify_few_shot,
@@ -117,6 +119,27 @@ def count_neighbors(
     """
     videos = {task: int((labels[task] >= 0).sum()) for task in tasks}
     return list(dict.fromkeys((min(k, videos[task]), task) for k in neighbors for task in tasks))
+
+
+def describe_small_classes(
+    shots: Sequence[int], labels: Mapping[str, np.ndarray], tasks: Sequence[str]
+) -> list[str]:
+    """Returns a sentence for each task with classes that have fewer videos than some of `shots`.
+
+    Args:
+      shots: numbers of training videos of each class.
+      labels: see `count_neighbors`.
+      tasks: see `count_neighbors`.
+    """
+    notes = []
+    for task in tasks:
+        counts = np.unique(labels[task][labels[task] >= 0], return_counts=True)[1]
+        if small := int((counts < max(shots)).sum()):
+            notes.append(
+                f"Few shot: {small} of {len(counts)} classes of {task} have fewer than "
+                f"{max(shots)} training videos (the smallest {counts.min()}); all of them are used."
+            )
+    return notes
 
 
 def _features_by_pooling(inputs: EvalInputs, config: Any):

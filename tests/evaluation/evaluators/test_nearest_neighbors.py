@@ -107,3 +107,12 @@ def test_invalid_options_are_refused(name, value):
         config.knn[name] = value
     with pytest.raises(UserError, match=f"config.knn.{name}="):
         nearest_neighbors.NearestNeighbors().check_config(config)
+
+
+def test_classes_with_fewer_videos_than_shots_are_noted():
+    labels = {"shape": np.array([0, 0, 0, 1, 1, 1, -1]), "color": np.array([0, 0, 0, 0, 0, 2, -1])}
+    found = nearest_neighbors.describe_small_classes((1, 3), labels, ("shape", "color"))
+    assert found == [
+        "Few shot: 1 of 2 classes of color have fewer than 3 training videos (the smallest 1); all "
+        "of them are used."
+    ]
