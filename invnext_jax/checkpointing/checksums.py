@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -170,8 +170,7 @@ def _verify_share(folder: storage.Path) -> bool:
         raise CorruptCheckpointError(
             f"{CHECKSUMS_FILE} cannot be read: {summarize_error(error)}"
         ) from error
-    if any(os.path.isabs(name) or ".." in pathlib.PurePath(name).parts for name, _, _ in rows):
-        raise CorruptCheckpointError(f"{CHECKSUMS_FILE} lists files outside the checkpoint")
+    _check_names([name for name, _, _ in rows])
 
     def find_problem(row: tuple[str, int, str]) -> str:
         name, size, digest = row
@@ -190,6 +189,17 @@ def _verify_share(folder: storage.Path) -> bool:
     if problem:
         raise CorruptCheckpointError(problem)
     return True
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if any(os.path.isabs(name) or ".." in pathlib.PurePath(name).parts for name in names):
+        raise CorruptCheckpointError(f"{CHECKSUMS_FILE} lists files outside the checkpoint")
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise CorruptCheckpointError(f"{CHECKSUMS_FILE} lists names with surrogates") from error
+    if any("\0" in name for name in names):
+        raise CorruptCheckpointError(f"{CHECKSUMS_FILE} lists names with NUL characters")
 
 
 def remove_incomplete(folder: storage.Path) -> list[storage.Path]:

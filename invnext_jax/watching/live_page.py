@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from invnext_jax import sanitize
+from invnext_jax import regular_file, sanitize
 from invnext_jax.errors import UserError, summarize_error
 
 # A page is rendered for at most this share of the time, because a run may need the CPU.
 _MAX_SHARE = 0.2
 _PROBLEM = "problem"  # name of the section that shows the error of an update
-# Errors of files that are removed, replaced or damaged while they are read.
-_READ_ERRORS = (UserError, OSError, ValueError, LookupError, TypeError, AttributeError)
+# Errors of files that are removed, replaced, damaged or forged.
+_READ_ERRORS = (UserError, AttributeError, *regular_file.DAMAGE)
 
 
 class View(Protocol):

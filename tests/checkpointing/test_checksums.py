@@ -88,6 +88,13 @@ def test_checksums_cannot_name_files_outside_the_checkpoint(step, name):
         checksums.verify_checksums(step)
 
 
+@pytest.mark.parametrize("name", ["state/a\0b", "state/\ud800", "\udc80"])
+def test_names_that_no_file_can_have_are_corruption(step, name):
+    (step / "sums.json").write_text(json.dumps({name: [0, ""]}))
+    with pytest.raises(CorruptCheckpointError, match="lists names with"):
+        checksums.verify_checksums(step)
+
+
 def test_checkpoint_older_than_checksums_differs_from_one_that_lost_them(step):
     (step / "sums.json").unlink()
     assert not checksums.verify_checksums(step)
