@@ -16,7 +16,7 @@ PACKAGE = "invnext_jax"
 # Maps each folder and top-level file to what it may import, in addition to itself and `FOR_ALL`. If
 # a file has an entry ("folder.file"), this entry replaces the one of its folder.
 FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize", "command_output"}
-FOR_ALL |= {"regular_file", "csv_text"}
+FOR_ALL |= {"regular_file", "csv_text", "field_checks"}
 ARROWS = {
     "train": {
         "loop",

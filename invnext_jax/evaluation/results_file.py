@@ -11,23 +11,24 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, field_checks
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import nearest_neighbors, video_scores
 from invnext_jax.evaluation.features import TokenStatistics
+from invnext_jax.field_checks import Fields
 from invnext_jax.json_file import read_object
 from invnext_jax.multihost import consensus
 
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
 MAX_BYTES = 2**28  # maximum size of a file of results or rows
-MAX_NUMBER = 1e100  # maximum absolute value of a number
+MAX_ROWS = 2000  # the time to make a page may grow with the square of the number of rows
 MAX_SIZE = 4096  # maximum number of frames, and of pixels of a side, of a clip
 MAX_PIXELS = 2**28  # of all frames of a clip, which pages may show
 _ADVICE = "run launch/evaluate.py again"
@@ -61,6 +62,11 @@ def read_results(workdir: str | Path) -> dict[str, Any]:
         isinstance(r, dict) and needed <= set(r) for r in rows
     ):
         raise UserError(f"{path} has damaged rows: {_ADVICE}")
+    if len(rows) > MAX_ROWS:
+        raise UserError(
+            f"{path} has {len(rows):,} rows, but pages have at most {MAX_ROWS:,}: evaluate fewer "
+            "tasks or inputs in one workdir"
+        )
     _check_results(results, path)
     results = {**_DEFAULTS, **results}
     results["tokens"] = {name: _keep_statistics(found) for name, found in results["tokens"].items()}
@@ -94,70 +100,38 @@ def _keep_statistics(found: Mapping[str, float | None]) -> dict[str, float]:
     return {name: math.nan if found.get(name) is None else found[name] for name in names}
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_optional_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_SIZE
-
-
-def _is_optional_count(value: Any) -> bool:
-    return value is None or _is_count(value)
-
-
-def _is_number(value: Any) -> bool:
-    """Returns whether a value is null, NaN or a number that pages can scale without overflow."""
-    return value is None or (type(value) in (int, float) and not abs(value) > MAX_NUMBER)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _lists(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(test, value))
-
-
-def _maps_to(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(test, value.values()))
-
-
-_TEXT, _OPTIONAL_TEXT = (_is_text, "a string"), (_is_optional_text, "a string or null")
-_COUNT = (_is_count, "an integer that is at least 0")
-_OPTIONAL_COUNT = (_is_optional_count, "an integer that is at least 0, or null")
-_NUMBER, _OBJECT = (_is_number, "a finite number or null"), (_is_object, "an object")
-_TEXTS = (_lists(_is_text), "a list of strings")
-_HASHES = (_maps_to(_is_optional_text), "an object with strings")
-_Fields = Mapping[str, tuple[Callable[[Any], bool], str]]
-_RESULTS: _Fields = {
+_COUNT, _NAME, _TEXT = field_checks.COUNT, field_checks.NAME, field_checks.TEXT
+_OBJECT, _OPTIONAL_TEXT = field_checks.OBJECT, field_checks.optional(_TEXT)
+_OPTIONAL_COUNT = field_checks.optional(_COUNT)
+_TEXTS = field_checks.list_of(_TEXT, "a list of strings")
+_HASHES = field_checks.object_of(_OPTIONAL_TEXT, "an object with strings")
+# NaN is a missing value, which pages show as such.
+_NUMBER = (
+    lambda value: value is None or value != value or field_checks.is_number(value),
+    "a finite number or null",
+)
+_NUMBERS = field_checks.object_of(_NUMBER, "an object of numbers")
+_RESULTS: Fields = {
     **dict.fromkeys(("stage", "title", "checkpoint"), _TEXT),
     **dict.fromkeys(("tasks", "notes"), _TEXTS),
     **dict.fromkeys(("manifests", "videos"), _HASHES),
     **dict.fromkeys(("run", "clips"), _OBJECT),
     **{"step": _OPTIONAL_COUNT, "neighbors": _OPTIONAL_TEXT},
-    "steps": (_lists(_is_count), "a list of integers that are at least 0"),
-    "tokens": (_maps_to(_maps_to(_is_number)), "an object with objects of numbers"),
+    "steps": field_checks.list_of(_COUNT, "a list of integers that are at least 0"),
+    "tokens": field_checks.object_of(_NUMBERS, "an object with objects of numbers"),
 }
-_ROW: _Fields = {
-    **dict.fromkeys(("name", "task", "input", "metric", "evaluator"), _TEXT),
+_ROW: Fields = {
+    **dict.fromkeys(("name", "task", "metric", "evaluator"), _NAME),
+    "input": field_checks.text(0, field_checks.MAX_NAME),
     **dict.fromkeys(("value", "top1", "standard_error", "chance"), _NUMBER),
     **dict.fromkeys(("n", "videos"), _COUNT),
     **dict.fromkeys(("videos_key", "videos_digest"), _OPTIONAL_TEXT),
-    **{"classes": _OPTIONAL_COUNT, "scores": (lambda v: v is None or _is_object(v), "an object")},
+    **{"classes": _OPTIONAL_COUNT, "scores": field_checks.optional(_OBJECT)},
 }
-_SCORES: _Fields = {"file": _TEXT, "row": _COUNT}
-_SIZE = (_is_size, f"an integer from 0 to {MAX_SIZE}")
-_SIZES: _Fields = dict.fromkeys(("frames", "size", "short_side"), _SIZE)
-_CLIPS: _Fields = {
+_SCORES: Fields = {"file": _TEXT, "row": _COUNT}
+_SIZE = field_checks.integer(0, MAX_SIZE)
+_SIZES: Fields = dict.fromkeys(("frames", "size", "short_side"), _SIZE)
+_CLIPS: Fields = {
     **_SIZES,
     **{"sampling": _TEXT, "stride": _OPTIONAL_COUNT},
 }
@@ -186,14 +160,9 @@ def _check_results(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_fields(
-    found: Mapping[str, Any], fields: _Fields, where: str, required: Iterable[str] = ()
+    found: Mapping[str, Any], fields: Fields, where: str, required: Iterable[str] = ()
 ) -> None:
-    for name in required:
-        if name not in found:
-            raise UserError(f"{where}{name} is missing: {_ADVICE}")
-    for name, (test, words) in fields.items():
-        if name in found and not test(found[name]):
-            raise UserError(f"{where}{name}={found[name]!r:.80} is not {words}: {_ADVICE}")
+    field_checks.check_fields(found, fields, where, _ADVICE, required)
 
 
 def same_videos(first: Mapping[str, Any], second: Mapping[str, Any], split: str = "val") -> bool:

@@ -18,9 +18,11 @@ from tensorboardX.summary import scalar
 
 from invnext_jax import atomic_file, file_lock, regular_file
 from invnext_jax.errors import UserError
+from invnext_jax.field_checks import is_number
 
 FILE = "metrics.jsonl"
 MAX_LINE = 2**24  # a record has a few kB
+MAX_STEP = 2**53  # larger steps are not exact as floats, which charts use
 
 
 class MetricWriter:
@@ -167,8 +169,8 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl, oldest record first. An incomplete last line is ignored.
 
     Raises:
-      UserError: a complete line is not a record, a line is too long, or the file is not a regular
-        file.
+      UserError: a complete line is not a record with a step, a line is too long, or the file is not
+        a regular file.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
@@ -189,13 +191,32 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
                 break
             try:
                 records.append(json.loads(line))
-                records[-1]["step"] + 0  # a TypeError if it is not a number
+                if not _is_step(records[-1]["step"]):
+                    raise ValueError("its step is not a whole number")
             except (ValueError, TypeError, LookupError, RecursionError) as error:
                 raise UserError(
                     f"line {number} of {path} is not a record ({line[:40]!r}): remove that line, "
                     "or move the file away"
                 ) from error
     return records
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_STEP  # bool is a subclass of int
+
+
+def read_numbers(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the records of a run that may come from an untrusted source, for charts and tables.
+
+    Values other than null and the numbers of `field_checks.is_number` are left out.
+
+    Raises:
+      UserError: see `read_metrics`.
+    """
+    return [
+        {name: value for name, value in record.items() if value is None or is_number(value)}
+        for record in read_metrics(workdir)
+    ]
 
 
 def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:

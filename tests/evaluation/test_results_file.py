@@ -139,3 +139,21 @@ def test_a_note_says_that_results_will_be_replaced(checkpoint, what, tmp_path, c
     path.write_text(json.dumps({"checkpoint": checkpoint}))
     results_file.warn_if_replaced(path, "runs/b", "key")
     assert f"has results {what}, which will be replaced" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["name", "task", "metric", "evaluator"])
+@pytest.mark.parametrize("value", ["", "x" * 501])
+def test_names_are_neither_empty_nor_long(tmp_path, name, value):
+    content = {"format": 2, "rows": [{**ROW, name: value}]}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"rows\[0\].{name}='.* is not a string of 1 to 500"):
+        results_file.read_results(tmp_path)
+
+
+def test_the_number_of_rows_is_limited(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"format": 2, "rows": [ROW] * 2000}))
+    assert len(results_file.read_results(tmp_path)["rows"]) == 2000
+    path.write_text(json.dumps({"format": 2, "rows": [ROW] * 2001}))
+    with pytest.raises(UserError, match="has 2,001 rows, but pages have at most 2,000"):
+        results_file.read_results(tmp_path)

@@ -97,3 +97,21 @@ def test_files_that_are_not_regular_and_long_lines_are_one_sentence(tmp_path, mo
     path.write_text(record + " " * 10**6)
     with pytest.raises(UserError, match="line 2 of .* or more: remove that line"):
         metrics_file.read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "step", ["1e999", "NaN", "1" + "0" * 400, "-1", "1.5", "true", "null", "[1]"]
+)
+def test_steps_that_are_not_whole_numbers_are_one_sentence(step, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": {step}, "loss": 1.0}}\n')
+    with pytest.raises(UserError, match="line 1 of .*metrics.jsonl is not a record"):
+        metrics_file.read_numbers(tmp_path)
+
+
+def test_values_that_charts_cannot_show_are_left_out(tmp_path):
+    forged = ['"x"', "[1]", "{}", "true", "NaN", "Infinity", "-1e999", "1e200", "1" + "0" * 400]
+    values = "".join(f', "v{number}": {value}' for number, value in enumerate(forged))
+    line = f'{{"step": 1, "loss": 2.5, "rank": null, "count": 3{values}}}\n'
+    (tmp_path / "metrics.jsonl").write_text(line)
+    expected = {"step": 1, "loss": 2.5, "rank": None, "count": 3}
+    assert metrics_file.read_numbers(tmp_path) == [expected]

@@ -165,7 +165,7 @@ def _find_baselines(evaluations, protocol: Protocol) -> dict[str, dict[str, dict
     evaluation, unless its values are equal to those of an earlier one.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    names = dict.fromkeys(row["name"] for e in evaluations for row in e.results["rows"])
+    names = dict.fromkeys(name for e in evaluations for name in e.find_names(protocol))
     for name in (name for name in names if name != "encoder"):
         parts: list[tuple[str, dict[str, dict[str, Any]]]] = []
         for evaluation in evaluations:

@@ -54,12 +54,20 @@ class Evaluation:
 
     def find_rows(self, protocol: Protocol, name: str = "encoder") -> dict[str, dict[str, Any]]:
         """Returns the rows of an encoder or baseline by task."""
-        return {
-            row["task"]: row
-            for row in self.results["rows"]
-            if Protocol(row["metric"], row["evaluator"], row["input"]) == protocol
-            and row["name"] == name
-        }
+        return self._rows.get(protocol, {}).get(name, {})
+
+    def find_names(self, protocol: Protocol) -> list[str]:
+        """Returns the names of the encoders and baselines that have rows."""
+        return list(self._rows.get(protocol, {}))
+
+    @functools.cached_property
+    def _rows(self) -> dict[Protocol, dict[str, dict[str, dict[str, Any]]]]:
+        """The rows by protocol, name and task."""
+        found: dict[Protocol, dict[str, dict[str, dict[str, Any]]]] = {}
+        for row in self.results["rows"]:
+            protocol = Protocol(row["metric"], row["evaluator"], row["input"])
+            found.setdefault(protocol, {}).setdefault(row["name"], {})[row["task"]] = row
+        return found
 
     def find_options(self, evaluator: str) -> dict[str, Any]:
         """Returns the options of the rows of an evaluator; see `row_options.find_options`."""

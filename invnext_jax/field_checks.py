@@ -1,0 +1,92 @@
+"""Checks of the types and ranges of fields in JSON objects from untrusted sources."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from invnext_jax.errors import UserError
+
+MAX_NUMBER = 1e100  # maximum absolute value of a number
+MAX_NAME = 500  # maximum number of characters of a name
+
+Check = tuple[Callable[[Any], bool], str]  # a test, and what it accepts in words
+Fields = Mapping[str, Check]
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a finite number that pages can scale without overflow."""
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # bool is a subclass of int
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def optional(check: Check) -> Check:
+    """Returns a check that also accepts null."""
+    test, words = check
+    return (lambda value: value is None or test(value)), f"{words} or null"
+
+
+def in_range(low: float, high: float) -> Check:
+    """Returns a check of a number."""
+    test = lambda value: type(value) in (int, float) and low <= value <= high  # noqa: E731
+    return test, f"a number from {low:g} to {high:g}"
+
+
+def integer(low: int, high: int) -> Check:
+    """Returns a check of an integer."""
+    test = lambda value: type(value) is int and low <= value <= high  # noqa: E731
+    return test, f"an integer from {low} to {high}"
+
+
+def list_of(check: Check, words: str) -> Check:
+    """Returns a check of all elements of a list."""
+    return (lambda value: isinstance(value, list) and all(map(check[0], value))), words
+
+
+def object_of(check: Check, words: str) -> Check:
+    """Returns a check of all values of an object."""
+    return (lambda value: isinstance(value, dict) and all(map(check[0], value.values()))), words
+
+
+def text(low: int, high: int) -> Check:
+    """Returns a check of the number of characters of a string."""
+    test = lambda value: isinstance(value, str) and low <= len(value) <= high  # noqa: E731
+    return test, f"a string of {low} to {high} characters"
+
+
+TEXT, NAME = (lambda value: isinstance(value, str), "a string"), text(1, MAX_NAME)
+COUNT = (_is_count, "an integer that is at least 0")
+NUMBER = (is_number, "a finite number")
+OBJECT = (_is_object, "an object")
+
+
+def check_fields(
+    found: Mapping[str, Any],
+    fields: Fields,
+    where: str,
+    advice: str,
+    required: Iterable[str] = (),
+) -> None:
+    """Checks the fields of an object. Fields without an entry in `fields` are not checked.
+
+    Args:
+      found: the object.
+      fields: the check of each field.
+      where: text in front of the name of a field in the error message.
+      advice: what the user should do if a field is wrong.
+      required: fields that must exist.
+
+    Raises:
+      UserError: a field has an unexpected type or value, or a required one is missing.
+    """
+    for name in required:
+        if name not in found:
+            raise UserError(f"{where}{name} is missing: {advice}")
+    for name, (test, words) in fields.items():
+        if name in found and not test(found[name]):
+            raise UserError(f"{where}{name}={found[name]!r:.80} is not {words}: {advice}")
