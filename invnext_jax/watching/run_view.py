@@ -77,7 +77,7 @@ class RunView:
         try:
             self._problem = ""
             self._record = read_record(self._workdir)
-            self._records = read_records(self._workdir)
+            self._records = metrics_file.read_numbers(self._workdir)
         except UserError as error:
             self._problem = str(error)
 
@@ -111,22 +111,6 @@ class RunView:
     def close(self) -> None:
         """Stops drawing clips."""
         self._strips.close()
-
-
-def read_records(workdir: Path) -> Records:
-    """Reads the records of a run. Values that are not numbers are left out.
-
-    Raises:
-      UserError: a complete line of metrics.jsonl is not a record.
-    """
-    return [
-        {name: value for name, value in record.items() if value is None or _is_number(value)}
-        for record in metrics_file.read_metrics(workdir)
-    ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def read_record(workdir: Path) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import fake_runs
 import pytest
 
 from invnext_jax import file_lock
-from invnext_jax.watching import run_status, run_view
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.watching import run_status
 
 
 def read(workdir):
-    records = run_view.read_records(workdir)
+    records = metrics_file.read_numbers(workdir)
     saved = run_status.read_saved_step(workdir)
     return run_status.read_status(workdir, records, fake_runs.TOTAL_STEPS, saved)
 

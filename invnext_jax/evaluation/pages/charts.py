@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 # These colors can be distinguished by color-blind readers.
 COLORS = ("#1f5f99", "#c8502d", "#3c8f5a", "#8a5fb0", "#b58900", "#5b6770")
 DASHES = ("solid", "dashed", "dotted", "dashdot")  # of the first lines, of the next ones, ...
+MAX_LINES = 12  # of a chart
 INK, FAINT = "#3b4450", "#dfe3e8"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE = {
@@ -122,23 +123,34 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
       value).
     """
     names = sorted({name for record in records for name in record} - {"step"})
+    points = _find_points(records, names)
     charts = []
     for spec in CHARTS:
-        series = {}
-        for name in names:
-            points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-            if points and re.fullmatch(spec.pattern, name):
-                series[name] = points
+        found = [name for name in names if name in points and re.fullmatch(spec.pattern, name)]
+        series = {name: points[name] for name in found[:MAX_LINES]}
         if series:
             legend = [
                 (name.partition("/")[2] or name, color, describe_last(records, name))
                 for name, color in zip(series, COLORS * 2, strict=False)
             ]
             svg = draw_lines(list(series.values()), spec.log, f"{salt} {spec.title}")
-            charts.append(
-                {"title": spec.title, "caption": spec.caption, "svg": svg, "legend": legend}
-            )
+            left_out = f" Only {MAX_LINES} of {len(found)} metrics are shown."
+            caption = spec.caption + left_out * (len(found) > MAX_LINES)
+            charts.append({"title": spec.title, "caption": caption, "svg": svg, "legend": legend})
     return charts
+
+
+def _find_points(
+    records: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, list[tuple[int, float]]]:
+    """Returns (step, value) of those metrics that a chart shows and that have a value."""
+    shown = {n for n in names if any(re.fullmatch(spec.pattern, n) for spec in CHARTS)}
+    points: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for name, value in record.items():
+            if value is not None and name in shown:
+                points.setdefault(name, []).append((record["step"], value))
+    return points
 
 
 def draw_lines(

@@ -81,7 +81,7 @@ def write_report(
             continue
         if (folder / "checkpoints").is_dir():
             record = pretrained.read_run_record(folder)
-            runs.append(ReportedRun(folder, record, metrics_file.read_metrics(folder)))
+            runs.append(ReportedRun(folder, record, metrics_file.read_numbers(folder)))
         else:
             raise UserError(
                 f"{folder} is neither a run nor an evaluation: it has no checkpoint or results"

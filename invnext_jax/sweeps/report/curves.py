@@ -51,7 +51,7 @@ def _find_lines(
         names.setdefault(tuple(used), []).append(arm)
     return {
         join_names(shared): [
-            metrics_file.read_metrics(sweep.jobs[name].job.workdir) for name in used
+            metrics_file.read_numbers(sweep.jobs[name].job.workdir) for name in used
         ]
         for used, shared in names.items()
     }

@@ -67,3 +67,27 @@ def test_accuracies_and_the_rank_of_an_evaluation_have_different_charts():
         "Nearest neighbors during training": ["knn_shape"],
         "Effective rank": ["feature_rank"],
     }
+
+
+def test_the_number_of_lines_of_a_chart_is_limited():
+    record = {"step": 1, **{f"loss/align_{i:02}": 1.0 for i in range(30)}}
+    [chart] = charts.make_charts([record], "a")
+    assert len(chart["legend"]) == charts.MAX_LINES == 12
+    assert chart["legend"][-1][0] == "align_11"
+    assert chart["caption"].endswith("Only 12 of 30 metrics are shown.")
+
+
+def test_metrics_that_no_chart_shows_cost_no_pass_over_the_records():
+    class Record(dict):
+        reads = 0
+
+        def get(self, *arguments):
+            Record.reads += 1
+            return super().get(*arguments)
+
+    names = {f"x{i}": 1.0 for i in range(1000)}
+    records = [Record(step=0, loss=1.0, **names)]
+    records += [Record(step=step, loss=1.0) for step in range(1, 1000)]
+    [chart] = charts.make_charts(records, "a")
+    assert chart["title"] == "Loss"
+    assert Record.reads <= 2 * len(records)
