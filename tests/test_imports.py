@@ -79,6 +79,7 @@ ARROWS = {
     "atomic_file": set(),
     "file_lock": set(),
     "json_file": set(),
+    "field_checks": set(),
     "regular_file": set(),
     "csv_text": set(),
     "sanitize": set(),
