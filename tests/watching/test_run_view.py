@@ -6,7 +6,8 @@ import re
 import fake_runs
 import pytest
 
-from invnext_jax.watching import newest_strips, run_view
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.watching import newest_strips
 from invnext_jax.watching.run_view import RunView, describe_hosts
 
 
@@ -35,17 +36,17 @@ def test_unchanged_files_are_not_drawn_again(tmp_path, view):
 
 def test_step_and_checkpoint_are_of_one_moment(tmp_path, view, monkeypatch):
     fake_runs.write_run(tmp_path)
-    read_records = run_view.read_records
+    read_numbers = metrics_file.read_numbers
 
     def read_and_save(workdir):
         """A checkpoint and a record that are written while the page is rendered."""
-        found = read_records(workdir)
+        found = read_numbers(workdir)
         if not (tmp_path / "checkpoints").exists():
             fake_runs.write_checkpoint(tmp_path, 30)
             fake_runs.add_records(tmp_path, (30,))
         return found
 
-    monkeypatch.setattr(run_view, "read_records", read_and_save)
+    monkeypatch.setattr(metrics_file, "read_numbers", read_and_save)
     first, second = view.render()["status"], view.render()["status"]
     assert "after step 2 of 40" in first and "step 30" not in first
     assert "after step 30 of 40" in second and "<dd>step 30</dd>" in second
