@@ -33,7 +33,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: an option has an invalid value.
     """
-    check_minimums(config, {name: 1 for name in _AT_LEAST_1})
+    check_minimums(config, {name: 1 for name in _AT_LEAST_1} | {"encoder.class_tokens": 0})
+    if config.init_gain <= 0:
+        raise UserError(f"config.init_gain={config.init_gain} must be above 0")
     encoder.check_config(config)
     retention.check_config(config.checkpoint)
     step_lib.check_config(config)

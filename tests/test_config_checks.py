@@ -46,6 +46,8 @@ def test_the_dtype_is_known(config):
     [
         ("total_steps", 0),
         ("log__every_steps", 0),
+        ("encoder__class_tokens", -1),
+        ("init_gain", 0.0),
         *((name, value) for name in SIZES for value in (0, -1)),
     ],
 )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from invnext_jax.errors import UserError
+from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import scan, teachers
 from invnext_jax.models.dot_general import quantization
 from invnext_jax.weights.export import config_mismatches, open_export, require_part, resolve_path
@@ -41,6 +41,8 @@ def check_teacher(config: Any) -> None:
         raise UserError(f"teacher.kind={t.kind!r} is unknown: set it to {known}")
     if not t.weights:
         raise UserError("teacher.weights is empty: set it to the .safetensors file of a teacher")
+    sizes = ("width", "depth", "heads", "mlp_width", "patch", "size", "train_size", "taps")
+    check_minimums(config, {f"teacher.{name}": 1 for name in sizes} | {"teacher.registers": 0})
     if t.size % t.patch:
         # The teacher crops the remaining pixels, so its patches would cover only a part of each
         # frame.
@@ -56,8 +58,6 @@ def check_teacher(config: Any) -> None:
             f"teacher.size // teacher.patch = {sides[0]} must equal data.size // encoder.patch = "
             f"{sides[1]} (patches per side): change teacher.size, or set teacher.resample=True"
         )
-    if t.taps < 1:
-        raise UserError(f"teacher.taps={t.taps} must be at least 1")
     scan.select_tap_layers(t.depth, t.taps, t.tap_interval)
 
 

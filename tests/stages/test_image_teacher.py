@@ -227,3 +227,11 @@ def test_options_that_the_kind_of_teacher_does_not_have_are_refused(field, value
     config.teacher[field] = value
     with pytest.raises(UserError, match=f"config.teacher.{field}={value!r} must be {only}"):
         image_teacher.read_teacher(config)
+
+
+@pytest.mark.parametrize("name", ["patch", "heads", "mlp_width", "train_size", "taps"])
+def test_sizes_of_the_teacher_below_1_are_refused(name):
+    config = config1.get_config("tiny")
+    config.teacher[name] = 0
+    with pytest.raises(UserError, match=f"config.teacher.{name}=0 must be at least 1"):
+        image_teacher.check_teacher(config)
