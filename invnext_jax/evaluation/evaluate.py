@@ -160,7 +160,8 @@ def _evaluate(
 
     splits = split_checks.SplitReport({}, [])
     if has_manifests:
-        splits = split_checks.compare_splits(config, tasks)
+        names = [e.name for e in evaluators if registry.needs_manifests(e, config)]
+        splits = split_checks.compare_splits(config, tasks, names)
     notes = [
         *_describe_damaged(config.checkpoint, encoder),
         *clip_settings.compare_with_encoder(clips),

@@ -15,6 +15,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.classification import check_classes, find_labeled
 
+_RECALL = "anticipation"  # the evaluator that drops the videos of classes without training videos
 EXAMPLES = 3  # maximum number of videos or classes listed in a note
 
 
@@ -88,11 +89,16 @@ def choose_tasks(config: Any, needs_labels: bool = True) -> tuple[str, ...]:
     return tasks
 
 
-def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
+def compare_splits(config: Any, tasks: Sequence[str], evaluators: Sequence[str]) -> SplitReport:
     """Compares the manifests of the two splits.
 
     Copies are recognized by name or, for local files and records of shards, by their contents.
     Clips from the same video are copies if they overlap in time.
+
+    Args:
+      config: the config of the evaluation.
+      tasks: label columns that are used.
+      evaluators: names of the evaluators that use the manifests.
 
     Raises:
       UserError: the manifests number their classes differently.
@@ -128,7 +134,7 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
             notes.append(
                 f"{task}: {found['videos']} of {found['of']} held-out videos belong to classes "
                 f"with no training videos ({', '.join(map(str, classes))}{more}; "
-                f"{len(found['classes'])} in total). The accuracies of probes count them as wrong."
+                f"{len(found['classes'])} in total). {_explain_unseen(evaluators)}"
             )
     counts = {"held_out": len(val), "copies": len(copies), "repeats": len(repeats)}
     return SplitReport({**counts, "unseen": unseen}, notes)
@@ -147,6 +153,16 @@ def check_class_names(
     """
     splits = map(manifest_lib.list_manifests, (config.train_manifest, config.val_manifest))
     return compare_manifests(list(itertools.chain.from_iterable(splits)), tasks)
+
+
+def _explain_unseen(evaluators: Sequence[str]) -> str:
+    """Returns a sentence about how videos of unseen classes are counted."""
+    sentences = []
+    if set(evaluators) - {_RECALL}:
+        sentences.append("The accuracies of probes count them as wrong.")
+    if _RECALL in evaluators:
+        sentences.append("The class-mean recall of anticipation leaves them out.")
+    return " ".join(sentences)
 
 
 def _find_unseen(train_b: np.ndarray, val_b: np.ndarray) -> dict[str, Any] | None:

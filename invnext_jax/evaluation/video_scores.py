@@ -17,6 +17,7 @@ from invnext_jax.evaluation.feature_store import npz_file
 MAX_BYTES = 2**30  # maximum size of a file, before and after decompression
 MAX_VIDEOS = 2**20  # maximum number of videos of a row
 _PARTS = ("index", "score", "weight")
+_OPTIONAL_PARTS = ("predicted", "class")
 
 
 class VideoScores(NamedTuple):
@@ -27,12 +28,14 @@ class VideoScores(NamedTuple):
       score_b: float scores, for example 1 for a correct prediction and 0 for a wrong one.
       weight_b: float weights, such as the number of boxes; None for equal weights.
       predicted_b: int class that was predicted for each video; None if there are no classes.
+      class_b: int class of each video, for metrics that average over classes; None for others.
     """
 
     index_b: np.ndarray
     score_b: np.ndarray
     weight_b: np.ndarray | None = None
     predicted_b: np.ndarray | None = None
+    class_b: np.ndarray | None = None
 
 
 def write(path: str | Path, scores: Sequence[VideoScores | None]) -> None:
@@ -44,8 +47,9 @@ def write(path: str | Path, scores: Sequence[VideoScores | None]) -> None:
             arrays[f"index_{number}"] = np.asarray(row.index_b, np.int32)
             arrays[f"score_{number}"] = np.asarray(row.score_b, np.float32)
             arrays[f"weight_{number}"] = np.asarray(weight_b, np.float32)
-            if row.predicted_b is not None:
-                arrays[f"predicted_{number}"] = np.asarray(row.predicted_b, np.int32)
+            for part in _OPTIONAL_PARTS:
+                if (found := getattr(row, f"{part}_b")) is not None:
+                    arrays[f"{part}_{number}"] = np.asarray(found, np.int32)
     npz_file.write_arrays(path, **arrays)
 
 
@@ -54,8 +58,9 @@ def read(path: str | Path, number: int) -> VideoScores | None:
     try:
         with npz_file.open_arrays(path, MAX_BYTES) as archive:
             scores = VideoScores(*(archive[f"{part}_{number}"] for part in _PARTS))
-            if (predicted := f"predicted_{number}") in archive:
-                scores = scores._replace(predicted_b=archive[predicted])
+            for part in _OPTIONAL_PARTS:
+                if (name := f"{part}_{number}") in archive:
+                    scores = scores._replace(**{f"{part}_b": archive[name]})
         return scores if _is_valid(scores) else None
     except regular_file.DAMAGE:
         return None
@@ -63,8 +68,8 @@ def read(path: str | Path, number: int) -> VideoScores | None:
 
 def _is_valid(scores: VideoScores) -> bool:
     """Returns whether arrays from a file have the types and values that `VideoScores` describes."""
-    index_b, score_b, weight_b, predicted_b = scores
-    kinds = ((index_b, "i"), (score_b, "f"), (weight_b, "f"), (predicted_b, "i"))
+    index_b, score_b, weight_b, *_ = scores
+    kinds = zip(scores, ("i", "f", "f", "i", "i"), strict=True)
     if not all(part is None or part.dtype.kind in kind for part, kind in kinds):
         return False
     shape = index_b.shape

@@ -40,14 +40,14 @@ def get_config(train, val, same_manifest=False):
 def test_copies_are_found_by_name_and_content(folder):
     train = write(folder, "t", ["0.mp4,s,0", "1.mp4,s,1", "gone.mp4,s,1"])
     val = write(folder, "v", ["2.mp4,s,0", "4.mp4,s,1", "0.mp4,s,1", "away.mp4,s,0"])
-    report = split_checks.compare_splits(get_config(train, val), ("x",))
+    report = split_checks.compare_splits(get_config(train, val), ("x",), ["knn"])
     assert report.facts == {"held_out": 4, "copies": 2, "repeats": 0, "unseen": {}}
     (note,) = report.notes
     assert "2 of 4 held-out videos are also training videos" in note and "4.mp4" in note
     rows = copies.find_copies(*map(manifest.read_manifest, (train, val)))
     assert rows == {1: 1, 2: 0}
     assert not split_checks.compare_splits(
-        get_config(train, write(folder, "w", ["2.mp4,s,0", "3.mp4,s,1"])), ("x",)
+        get_config(train, write(folder, "w", ["2.mp4,s,0", "3.mp4,s,1"])), ("x",), ["knn"]
     ).notes
 
 
@@ -60,7 +60,7 @@ def test_repeated_videos_are_found_by_name_content_and_times(folder):
     val = write(folder, "v", rows, "path,source,label_x,start,end")
     found = copies.find_repeats(manifest.read_manifest(val))
     assert found == {2: 0, 3: 0, 7: 6, 9: 8}
-    report = split_checks.compare_splits(get_config(train, val), ("x",))
+    report = split_checks.compare_splits(get_config(train, val), ("x",), ["knn"])
     assert report.facts["repeats"] == 4
     (note,) = report.notes
     assert note.startswith("4 of 10 held-out videos occur earlier in the same list")
@@ -110,14 +110,26 @@ def test_comparison_of_contents_has_a_time_limit(folder, monkeypatch):
 def test_classes_that_training_lacks_are_counted_and_named(folder):
     train = write(folder, "t", ["0.mp4,s,0", "1.mp4,s,1", "5.mp4,s,-1"])
     val = write(folder, "v", ["2.mp4,s,1", "3.mp4,s,7", "3.mp4,s,7", "2.mp4,s,8", "2.mp4,s,-1"])
-    report = split_checks.compare_splits(get_config(train, val), ("x",))
+    report = split_checks.compare_splits(get_config(train, val), ("x",), ["knn"])
     assert report.facts["unseen"] == {"x": {"videos": 3, "of": 4, "classes": [7, 8]}}
     assert "x: 3 of 4 held-out videos belong to classes with no training videos" in report.notes[-1]
     assert "(7, 8; 2 in total). The accuracies of probes count them as wrong" in report.notes[-1]
     (folder / "v.classes.json").write_text(json.dumps({"run": 1, "jump": 7, "climb": 8}))
-    report = split_checks.compare_splits(get_config(train, val), ("x",))
+    report = split_checks.compare_splits(get_config(train, val), ("x",), ["knn"])
     assert "(jump, climb; 2 in total)" in report.notes[-1]
     assert "t.csv has no class names" in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "wrong", "dropped"),
+    [(("anticipation",), 0, 1), (("knn", "anticipation"), 1, 1), (("knn",), 1, 0)],
+)
+def test_the_note_says_how_unseen_classes_are_counted(folder, evaluators, wrong, dropped):
+    train = write(folder, "t", ["0.mp4,s,0", "1.mp4,s,1"])
+    val = write(folder, "v", ["2.mp4,s,1", "3.mp4,s,7"])
+    note = split_checks.compare_splits(get_config(train, val), ("x",), evaluators).notes[-1]
+    assert note.count("The accuracies of probes count them as wrong.") == wrong
+    assert note.count("The class-mean recall of anticipation leaves them out.") == dropped
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ def test_scores_are_read_back(tmp_path):
     path = tmp_path / "rows" / "knn-encoder.npz"
     weighted = VideoScores(np.array([4, 2]), np.array([0.5, 1.0]), np.array([2.0, 3.0]))
     plain = VideoScores(
-        np.array([7, 8, 9]), np.array([True, False, True]), predicted_b=np.array([4, 0, 2])
+        np.array([7, 8, 9]),
+        np.array([True, False, True]),
+        predicted_b=np.array([4, 0, 2]),
+        class_b=np.array([4, 1, 2]),
     )
     video_scores.write(path, [plain, None, weighted])
     found = video_scores.read(path, 0)
@@ -19,7 +22,8 @@ def test_scores_are_read_back(tmp_path):
     np.testing.assert_array_equal(found.score_b, [1, 0, 1])
     np.testing.assert_array_equal(found.weight_b, [1, 1, 1])
     np.testing.assert_array_equal(found.predicted_b, [4, 0, 2])
-    assert video_scores.read(path, 2).predicted_b is None
+    np.testing.assert_array_equal(found.class_b, [4, 1, 2])
+    assert video_scores.read(path, 2)[3:] == (None, None)
     np.testing.assert_array_equal(video_scores.read(path, 2).weight_b, [2, 3])
     assert video_scores.read(path, 1) is None
 
@@ -46,6 +50,7 @@ def test_files_that_are_large_after_decompression_are_not_read(tmp_path, monkeyp
         *({"score_0": value} for value in (np.arange(3.0), np.array(["a", "b"]), np.ones(2) * 1j)),
         *({"score_0": np.array([0, np.inf])}, {"weight_0": np.array([0, np.nan])}),
         *({"weight_0": -np.ones(2)}, {"predicted_0": np.arange(3)}, {"predicted_0": np.ones(2)}),
+        *({"class_0": np.arange(3)}, {"class_0": np.ones(2)}),
     ],
 )
 def test_scores_of_wrong_types_and_shapes_are_not_read(tmp_path, change):

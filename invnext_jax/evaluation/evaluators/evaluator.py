@@ -48,12 +48,14 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Returns the row for results.json, a flat dict of the details and the fields.
 
-        It does not contain the scores of the videos; see `video_scores.write`.
+        It does not contain the scores of the videos; see `video_scores.write`. The standard error
+        is None if it is not finite, and for a single video.
         """
         fields = dataclasses.asdict(dataclasses.replace(self, scores=None))
         del fields["scores"]
         error = self.standard_error
-        fields["standard_error"] = error if error is not None and math.isfinite(error) else None
+        is_known = error is not None and math.isfinite(error) and self.n > 1
+        fields["standard_error"] = error if is_known else None
         return {**fields.pop("details"), **fields}
 
 

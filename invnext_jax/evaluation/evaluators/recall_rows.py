@@ -97,7 +97,9 @@ def make_recall_rows(
                     "dropped": int((~kept_b).sum()),
                     **fields,
                 },
-                scores=VideoScores(measured.val.index_b[kept_b], correct_b, weight_b, predicted_b),
+                scores=VideoScores(
+                    measured.val.index_b[kept_b], correct_b, weight_b, predicted_b, labels_b
+                ),
             )
         )
     return rows

@@ -58,7 +58,7 @@ def open_inputs(
     config = _replace_manifests(settings, config)
     tasks = split_checks.choose_tasks(config)
     split_checks.check_different(config)
-    for note in split_checks.compare_splits(config, tasks).notes:
+    for note in split_checks.compare_splits(config, tasks, [name]).notes:
         inputs.notes.add(f"{name}: {note}")
     return inputs.with_dataset(EvaluationData(config, tasks)), config
 

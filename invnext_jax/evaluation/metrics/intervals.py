@@ -3,7 +3,7 @@
 Videos are the independent units of an evaluation: all frames, objects and captions of a video are
 resampled together. All random numbers depend only on `seed`.
 
-Shape key: b videos, n windows, r bootstrap replicates.
+Shape key: b videos, n windows, r bootstrap replicates, c classes.
 """
 
 from collections.abc import Callable
@@ -130,6 +130,7 @@ def paired_difference(
     rows: tuple[np.ndarray, np.ndarray],
     weights: tuple[np.ndarray, np.ndarray] | None = None,
     *,
+    classes: tuple[np.ndarray, np.ndarray] | None = None,
     replicates: int = REPLICATES,
     level: float = LEVEL,
     seed: int = 0,
@@ -143,6 +144,8 @@ def paired_difference(
       scores: Scores [b] of the first and of the second evaluation.
       rows: Row number in the manifest of each score; unique in each evaluation.
       weights: Weights [b] of each evaluation, as in `bootstrap_mean`.
+      classes: Classes [b] of each evaluation, int. If given, the statistic is the mean over the
+          classes that occur in a replicate of the mean score of the class, and `weights` is unused.
       replicates: Number of resamples.
       level: Coverage of the interval.
       seed: Seed of the resampling.
@@ -156,10 +159,14 @@ def paired_difference(
     common, *places = np.intersect1d(*rows, assume_unique=True, return_indices=True)
     if not len(common):
         raise ValueError("the two evaluations have no video in common")
-    weights = weights or tuple(np.ones(len(part)) for part in scores)
+    if classes is not None:
+        make_mean, others = _class_mean, classes
+    else:
+        make_mean = _weighted_mean
+        others = weights or tuple(np.ones(len(part)) for part in scores)
     first, second = (
-        _weighted_mean(np.asarray(score_b)[place_b], np.asarray(weight_b)[place_b])
-        for score_b, weight_b, place_b in zip(scores, weights, places, strict=True)
+        make_mean(np.asarray(score_b)[place_b], np.asarray(other_b)[place_b])
+        for score_b, other_b, place_b in zip(scores, others, places, strict=True)
     )
 
     def statistic(rows_rb: np.ndarray) -> np.ndarray:
@@ -178,6 +185,22 @@ def _weighted_mean(scores_b: np.ndarray, weights_b: np.ndarray) -> Callable:
         total_r = weights_b[rows_rb].sum(axis=1)
         # If a resample contains only videos of weight 0, its mean is NaN.
         return sums_b[rows_rb].sum(axis=1) / np.where(total_r > 0, total_r, np.nan)
+
+    return mean
+
+
+def _class_mean(scores_b: np.ndarray, classes_b: np.ndarray) -> Callable:
+    """Returns the function from row numbers [r b] to the class means [r] of these rows."""
+    _, class_b = np.unique(classes_b, return_inverse=True)
+    scores_b = np.asarray(scores_b, np.float64)
+
+    def mean(rows_rb: np.ndarray) -> np.ndarray:
+        found = []
+        for rows_b in rows_rb:
+            count_c = np.bincount(class_b[rows_b])
+            sum_c = np.bincount(class_b[rows_b], scores_b[rows_b])
+            found.append(np.mean(sum_c[count_c > 0] / count_c[count_c > 0]))
+        return np.array(found)
 
     return mean
 

@@ -146,7 +146,7 @@ def describe_protocol(protocol: Protocol) -> str:
     """Returns a protocol in words: "Linear probe, frame means"."""
     parts = (
         row_names.in_words(protocol.evaluator),
-        row_names.INPUTS.get(protocol.input, protocol.input),
+        row_names.describe_input(protocol.input),
     )
     text = ", ".join(filter(None, parts))
     return text[:1].upper() + text[1:]

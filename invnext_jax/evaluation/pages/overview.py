@@ -93,10 +93,10 @@ def find_left_out(
     for task, protocol in measurements:
         rows = [(e, row) for e in evaluations if (row := e.find_rows(protocol).get(task))]
         group = [e for e, _ in largest_group(rows)]
-        shown = row_names.INPUTS.get(protocol.input, protocol.input)
+        shown = row_names.describe_input(protocol.input)
         for e in (e for e in evaluations if e not in group):
             others = [
-                row_names.INPUTS.get(row["input"], row["input"])
+                row_names.describe_input(row["input"])
                 for row in e.results["rows"]
                 if _is_shown(row)
                 and (row["metric"], row["evaluator"], row["task"])
@@ -145,7 +145,7 @@ def make_overview(
                 "evaluator": row_names.in_words(protocol.evaluator),
                 "task": task,
                 "metric": table["metric"],
-                "input": row_names.INPUTS.get(protocol.input, protocol.input),
+                "input": row_names.describe_input(protocol.input),
                 "chance": _find_chance(evaluations, task, protocol),
                 "cells": [cells.get(evaluation.title) for evaluation in evaluations],
             }

@@ -143,7 +143,10 @@ def read_pair(first: MeasuredRow, second: MeasuredRow) -> ScorePair | None:
 
 
 def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> Interval | None:
-    """Returns the interval of second - first; None if no video has both scores.
+    """Returns the interval of second - first; None if fewer than two videos have both scores.
+
+    If the scores have classes, the class mean is computed again in each replicate, as for the
+    standard errors of the rows.
 
     Args:
       pair: scores of the first and the second encoder.
@@ -153,17 +156,18 @@ def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> 
         return None
     if index_b is not None:
         pair = tuple(_select(scores, index_b) for scores in pair)
-    rows, values, weights, _ = zip(*pair, strict=True)
+    rows, values, weights, _, classes = zip(*pair, strict=True)
+    classes = None if any(class_b is None for class_b in classes) else classes
     try:
-        interval = paired_difference(values, rows, weights)
+        interval = paired_difference(values, rows, weights, classes=classes)
     except ValueError:  # no video in common
         return None
-    return None if math.isnan(interval.low) else interval
+    return None if math.isnan(interval.low) or interval.n < 2 else interval
 
 
 def _select(scores: video_scores.VideoScores, index_b: np.ndarray) -> video_scores.VideoScores:
     chosen_b = np.isin(scores.index_b, index_b)
-    return video_scores.VideoScores(*(part[chosen_b] for part in scores[:3]))
+    return video_scores.VideoScores(*(x if x is None else x[chosen_b] for x in scores))
 
 
 def make_differences(pairs, tasks: Sequence[str], form: MetricFormat) -> list[dict]:

@@ -43,3 +43,9 @@ ORDER = (
 def in_words(name: str) -> str:
     """Replaces underscores with spaces: "bag_of_frames" becomes "bag of frames"."""
     return NAMES.get(name, name.replace("_", " "))
+
+
+def describe_input(name: str) -> str:
+    """Returns the input of a row in words: "frames, 20 neighbors" becomes "frame means, ..."."""
+    first, *others = name.split(", ")
+    return ", ".join([INPUTS.get(first, first), *others])

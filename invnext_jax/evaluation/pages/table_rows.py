@@ -168,7 +168,7 @@ def _make_row(key, cells: Mapping[str, Any], steps: int, ambiguous: bool) -> dic
         name = f"{name}, {row_names.in_words(evaluator)}"
     note = row_names.NOTES.get(kind, "{evaluator}")
     note = note.format(evaluator=row_names.in_words(evaluator), steps=steps)
-    what = row_names.INPUTS.get(what, what)
+    what = row_names.describe_input(what)
     return {"kind": kind, "name": name, "input": what, "note": note, "cells": cells}
 
 

@@ -184,7 +184,7 @@ def test_missing_manifests_of_the_section_are_skipped(config, oracle, tmp_path, 
     missing = str(tmp_path / "anticipation" / "train.csv")
     config.anticipation.update(train_manifest=missing, val_manifest=VAL)
     assert evaluate(config, oracle, tmp_path) == []
-    expected = f"anticipation, encoder: skipped, because {missing} does not exist"
+    expected = f"anticipation: skipped, because {missing} does not exist"
     assert expected in capsys.readouterr().out
     assert Anticipation().hash_files(config) == f"{missing} is missing"
 

@@ -1,5 +1,7 @@
 """Class-mean recall of a grid equals values computed by hand and with scikit-learn."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.metrics import recall_score
@@ -44,6 +46,7 @@ def test_values_by_hand(measured):
     details = rows[0].details
     assert (details["classes"], details["chance"], details["dropped"]) == (2, 0.5, 1)
     assert details["extra"] == 7 and rows[0].n == 5
+    np.testing.assert_array_equal(rows[0].scores.class_b, [0, 0, 0, 0, 1])
 
 
 def test_value_is_the_weighted_mean_of_the_scores_and_scikit_learns_recall(measured):
@@ -78,3 +81,10 @@ def test_no_known_class_is_a_one_sentence_error(measured):
     other = measured._replace(train_b=np.array([2, 2]))
     with pytest.raises(UserError, match="no held-out video has a class of verb"):
         recall_rows.make_recall_rows(other, HEADS, 5, **NAMES)
+
+
+def test_a_single_video_has_no_standard_error(measured):
+    row = recall_rows.make_recall_rows(measured, HEADS, 1, **NAMES)[0]
+    assert row.to_json()["standard_error"] == row.standard_error > 0
+    single = dataclasses.replace(row, n=1, standard_error=0.0)
+    assert single.to_json()["standard_error"] is None

@@ -10,7 +10,7 @@ from fake_evaluations import ROW, write_evaluation
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.metrics import formats
 from invnext_jax.evaluation.metrics.intervals import paired_difference
-from invnext_jax.evaluation.pages import comparison, data_notes
+from invnext_jax.evaluation.pages import comparison
 from invnext_jax.evaluation.pages.paired_differences import Protocol
 
 VIDEOS = 60
@@ -127,69 +127,6 @@ def test_rows_of_other_scenes_of_a_data_set_are_not_paired(tmp_path, manifest):
     table = compare(*folders)
     assert [difference["title"] for difference in table["differences"]] == ["c"]
     assert marks(table) == ["", "apart", "best"]
-
-
-def with_options(manifest, **options):
-    return {"run": {"config": {"val_manifest": manifest, **options}}}
-
-
-@pytest.mark.parametrize(
-    ("options", "others", "changed"),
-    [
-        ({"seed": 0}, {"seed": 1}, "config.seed is 0 in a and 1 in b"),
-        (
-            {"streaming": {"epochs": 20}},
-            {"streaming": {"epochs": 5}},
-            "config.streaming.epochs is 20 in a and 5 in b",
-        ),
-        (
-            {"data": {"interpolation": "bicubic"}},
-            {"data": {"interpolation": "area"}},
-            "config.data.interpolation is 'bicubic' in a and 'area' in b",
-        ),
-        ({"poolings": ["mean"]}, {"poolings": ["mean", "frames"]}, ""),
-        ({"knn": {"temperature": 0.1}}, {"knn": {"temperature": 0.2}}, ""),
-        ({"batch_size": 1, "data": {"workers": 1}}, {"batch_size": 2, "data": {"workers": 2}}, ""),
-        ({"data": {"crop": "x"}}, {"data": {"crop": "y"}}, ""),
-        ({}, {"new_option": 1}, ""),
-    ],
-)
-def test_rows_with_other_options_are_not_judged(tmp_path, manifest, options, others, changed):
-    folders = [
-        write_evaluation(
-            tmp_path / name, manifest, make_scores(right), **with_options(manifest, **o)
-        )
-        for name, right, o in (("a", 20, options), ("b", 57, others), ("c", 23, options))
-    ]
-    table = compare(*folders)
-    assert [d["verdict"] for d in table["differences"]] == [
-        "other options" if changed else "better",
-        "unclear",
-    ]
-    assert table["differences"][0]["value"] == f"+{100 * 37 / VIDEOS:.1f}"
-    assert marks(table)[1:] == (["apart", "best"] if changed else ["best", ""])
-    assert all(d["verdict"] != "better" for part in table["classes"] for d in part["rows"]) or (
-        not changed
-    )
-    notes = data_notes.find_notes(comparison.read_evaluations(folders))
-    sentence = f"{changed}, so their rows of linear probe are not judged better or worse."
-    assert (sentence in notes) == bool(changed)
-    assert any("config." in note for note in notes) == bool(changed)
-    page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
-    assert ("b and a have different options" in page or "a and c have different" in page) or (
-        not changed
-    )
-
-
-def test_baselines_with_different_values_have_separate_rows(tmp_path, manifest):
-    folders = []
-    for name, value in (("a", 0.3), ("b", 0.3), ("c", 0.4)):
-        row = {**ROW, "metric": "top1", "standard_error": 0.1, "n": VIDEOS}
-        rows = [{**row, "value": 0.5}, {**row, "name": "first_frame", "value": value}]
-        folders.append(write_evaluation(tmp_path / name, manifest, make_scores(30), rows=rows))
-    cells = {row["title"]: row["cells"]["shape"]["text"] for row in compare(*folders)["rows"]}
-    assert cells["first frame (a)"] == "30.0" and cells["first frame (c)"] == "40.0"
-    assert "first frame (b)" not in cells and "first frame" not in cells
 
 
 def test_missing_scores_are_no_error(tmp_path, manifest):
