@@ -107,8 +107,9 @@ class MetricWriter:
                 self._file.write(json.dumps(record, allow_nan=False) + "\n")
                 self._file.flush()
             except OSError:
-                # Otherwise, the file object would write its buffer twice.
-                self._drop_files()
+                # Otherwise, the file object would write its buffer twice. The event file stays
+                # open: a full disk would get an empty one at each logged step.
+                self._drop_file()
                 os.truncate(self._workdir / FILE, start)  # remove a partial line
                 raise
             self._pending.pop(0)
@@ -127,8 +128,11 @@ class MetricWriter:
 
     def _reopen_if_missing(self) -> None:
         try:
+            found = os.stat(self._workdir / FILE)
+            if self._file is None and self._board is not None:  # dropped after a failed write
+                self._file = file_lock.open_file(self._workdir / FILE, "a")
             exists = self._file is not None and os.path.samestat(
-                os.fstat(self._file.fileno()), os.stat(self._workdir / FILE)
+                os.fstat(self._file.fileno()), found
             )
         except FileNotFoundError:
             logging.warning(
@@ -140,11 +144,17 @@ class MetricWriter:
             self._open()
 
     def _drop_files(self) -> None:
-        for file in (self._file, self._board):
+        self._drop_file()
+        if self._board is not None:
             with contextlib.suppress(OSError):
-                if file is not None:
-                    file.close()
-        self._file = self._board = None
+                self._board.close()
+        self._board = None
+
+    def _drop_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        self._file = None
 
     def close(self) -> None:
         """Tries to write pending records, and closes both files."""

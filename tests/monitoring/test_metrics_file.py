@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -66,6 +67,28 @@ def test_records_are_kept_while_the_event_file_cannot_be_opened(tmp_path, monkey
     writer.write_pending()
     assert metrics_file.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
     writer.close()
+
+
+def test_a_full_disk_gets_no_event_file_at_each_step(tmp_path):
+    """The limit of the size of files stands for a full disk."""
+    writer = metrics_file.MetricWriter(tmp_path, 0)
+    writer.write({"step": 1, "loss": 1.0, "padding" * 2**15: 0.0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = os.path.getsize(tmp_path / "metrics.jsonl")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        for step in (2, 3, 4):
+            writer.write({"step": step, "loss": float(step)})
+        assert os.path.getsize(tmp_path / "metrics.jsonl") == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    writer.write({"step": 5, "loss": 5.0})
+    writer.close()
+    assert [record["step"] for record in metrics_file.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(n, float(n)) for n in range(1, 6)]
 
 
 def full(*_):
