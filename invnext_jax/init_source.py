@@ -51,6 +51,9 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
     if not path:
         return Source()
     if not path.endswith(".safetensors") and not published.is_published(path):
+        with consensus.all_hosts_agree(f"the checkpoints in {path}"):
+            if reason := reader.describe_missing(path):
+                raise _no_parameters(path, reason)
         params, found, step, _ = reader.restore_run(path)
         check_source(config, found, step)
         return Source(params, step, found)
@@ -147,6 +150,13 @@ def _copy(
             target[field] = value
 
 
+def _no_parameters(path: str, reason: str) -> UserError:
+    return UserError(
+        f"config.init_from={path} {reason}: set it to the --workdir of a run that saved a "
+        "checkpoint, an export (a .safetensors file), or the folder of a published encoder"
+    )
+
+
 def _read_config(path: str) -> Mapping[str, Any]:
     """Returns the part of the config that the source contains.
 
@@ -165,5 +175,5 @@ def _read_config(path: str) -> Mapping[str, Any]:
         return {"encoder": encoder}
     found = reader.read_config(storage.open_path("config.init_from", path))
     if not found:
-        raise UserError(f"config.init_from={path} has no checkpoint: use the --workdir of a run")
+        raise _no_parameters(path, reader.describe_missing(path) or "has no checkpoint")
     return run_metadata.config_from_json(found).to_dict()

@@ -68,8 +68,8 @@ def restore_run(
     """
     folder = storage.open_path("the run", path) / CHECKPOINTS_FOLDER
     with consensus.all_hosts_agree(f"the checkpoints in {folder}") as broadcast:
-        if not folder.is_dir():
-            raise UserError(f"{path} has no checkpoint: use the --workdir of a run that saved one")
+        if reason := describe_missing(path):
+            raise UserError(f"{path} {reason}: use the --workdir of a run that saved a checkpoint")
         steps = finished_steps(folder)
         if step is not None and step not in steps:
             raise UserError(f"{path} has no checkpoint of step {step}: choose one of {steps}")
@@ -93,7 +93,18 @@ def restore_run(
             damaged.append(number)
     if step is not None:
         raise UserError(f"{folder / str(step)} is damaged: choose the checkpoint of another step")
-    raise UserError(f"{path} has no intact checkpoint: use the --workdir of a run that saved one")
+    raise UserError(
+        f"{path} has no intact checkpoint: use the --workdir of a run that saved a checkpoint"
+    )
+
+
+def describe_missing(path: str | pathlib.PurePath) -> str:
+    """Returns why the workdir of a run has no checkpoint, as a verb; "" if it may have one."""
+    workdir = storage.open_path("the run", path)
+    if (workdir / CHECKPOINTS_FOLDER).is_dir():
+        return ""
+    is_there = workdir.is_dir() or workdir.exists()
+    return "has no checkpoint" if is_there else "does not exist"
 
 
 def finished_steps(folder: storage.Path) -> list[int]:

@@ -288,7 +288,8 @@ def read_run_record(workdir: str | Path) -> dict[str, Any]:
     folder = storage.open_path("the run", workdir) / reader.CHECKPOINTS_FOLDER
     steps = reader.finished_steps(folder)
     if not steps:
-        raise UserError(f"{workdir} has no checkpoint: use the --workdir of a run that saved one")
+        reason = reader.describe_missing(workdir) or "has no checkpoint"
+        raise UserError(f"{workdir} {reason}: use the --workdir of a run that saved a checkpoint")
     try:
         record = reader.read_json(folder / str(steps[-1]), "meta")
         return {**record, "config": run_metadata.upgrade_config(record["config"])}

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TOY_RUN = pathlib.Path(__file__).parents[1] / "support/toy_run.py"
 HOST = socket.gethostname()
 
-NO_CHECKPOINT = "error: {}{} has no checkpoint: use the --workdir of a run that saved one"
+NO_CHECKPOINT = "error: {}{} does not exist: use the --workdir of a run that saved a checkpoint"
 
 START = """
 import contextlib, functools, importlib.util, os, pathlib, shutil, sys

@@ -66,3 +66,14 @@ def test_sizes_of_forged_descriptions_are_not_copied(content, config, tmp_path):
     config.update(init_from=str(path), init_sizes=True)
     with pytest.raises(UserError, match="the config of .*a.safetensors does not describe a valid"):
         init_source.copy_sizes(config, ())
+
+
+@pytest.mark.parametrize("read", [init_source.read_source, lambda c: init_source.copy_sizes(c, ())])
+def test_a_source_without_parameters_is_described(config, tmp_path, read):
+    config.init_sizes = True
+    (tmp_path / "empty").mkdir()
+    for name, reason in (("empty", "has no checkpoint"), ("nowhere", "does not exist")):
+        config.init_from = str(tmp_path / name)
+        sentence = rf"{name} {reason}: .*an export \(a .safetensors file\), or the folder of a pub"
+        with pytest.raises(UserError, match=sentence):
+            read(config)

@@ -132,7 +132,7 @@ def test_command_ends_with_one_sentence_and_no_traceback(folder):
     command += [f"--config={root}/configs/eval/tasks/linear_probe.py:tiny", "--checkpoint=nowhere"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert found.returncode == 2
-    assert found.stderr.splitlines()[-1].startswith("error: nowhere has no checkpoint")
+    assert found.stderr.splitlines()[-1].startswith("error: nowhere does not exist")
     assert "Traceback" not in found.stderr
 
 

@@ -70,7 +70,7 @@ def test_table_has_a_line_for_each_input(results):
         ({"inverse_penalties": ()}, "config.inverse_penalties=.* must be positive"),
         ({"trees": 0}, "config.trees=0 must be at least 1"),
         ({"checkpoint": ""}, "config.checkpoint is empty"),
-        ({"checkpoint": "nowhere"}, "nowhere has no checkpoint"),
+        ({"checkpoint": "nowhere"}, "nowhere does not exist"),
     ],
 )
 def test_invalid_configs_are_one_sentence_errors(folder, changes, match):
