@@ -1,10 +1,11 @@
 """The commands of `launch/sweep.py` for other tools: write their files, collect results."""
 
 import dataclasses
+import subprocess
 from pathlib import Path
 
 from invnext_jax.errors import UserError
-from invnext_jax.sweeps import commands, status_table
+from invnext_jax.sweeps import commands, identity, status_table
 from invnext_jax.sweeps.manifests.options import ClusterOptions
 from invnext_jax.sweeps.manifests.write import System, write_manifests
 from invnext_jax.sweeps.resources import add_resources
@@ -40,9 +41,22 @@ def write_files(
         paths = write_manifests(sweep, folder.path, out, system, options)
         folder.write_sweep(dataclasses.replace(sweep, executor=request.executor))
     lines = [f"{system.value} {path}" for path in paths]
-    if missing := commands.find_missing_files(configs):
-        lines.append(f"must exist on the cluster: {', '.join(missing)}")
+    inputs = dict.fromkeys(path for c in configs.values() for path in identity.list_inputs(c))
+    if needed := [path for path in inputs if not _is_tracked(path)]:
+        lines.append(
+            "must exist on the cluster at these paths, as must the videos of manifests: "
+            f"{', '.join(needed)}"
+        )
     return "\n".join(lines)
+
+
+def _is_tracked(path: str) -> bool:
+    """Returns whether a file belongs to the git repository of this folder, as on the cluster."""
+    command = ["git", "ls-files", "--error-unmatch", "--", path]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:  # git is not installed
+        return False
 
 
 def collect(folder: SweepFolder) -> str:

@@ -57,11 +57,27 @@ def hash_step(step: StepConfig, source_hash: str = "") -> str:
 def missing_files(step: StepConfig) -> list[str]:
     """Returns the input files of a step that do not exist on this machine."""
     missing = [name for name in step.manifests().values() if not manifests_exist(name)]
+    return missing + [path for path in _list_sources(step) if not _exists(path)]
+
+
+def list_inputs(step: StepConfig) -> list[str]:
+    """Returns the local manifests, weights and runs that a step reads, whether they exist or not.
+
+    The files of this package and the outputs of other steps are left out.
+    """
+    manifests = [*step.manifests().values(), *step.other_manifests().values()]
+    names = [name for text in manifests for name in manifest_lib.split_names(text)]
+    names = [name for name in names if not video_io.is_world(name)] + _list_sources(step)
+    return [n for n in names if "://" not in n and not Path(n).is_relative_to(export.ASSETS)]
+
+
+def _list_sources(step: StepConfig) -> list[str]:
+    """Returns the run or encoder of the config, and the weights of a training."""
     paths = [step.own_source]
     if step.kind is Kind.TRAIN:
         unused = config_checks.unused_options(step.config, registry.find_stage(step.config))
         paths += [_weights(step, name) for name in _WEIGHTS if name not in unused]
-    return missing + [path for path in paths if path and not _exists(path)]
+    return [path for path in paths if path]
 
 
 def _weights(step: StepConfig, name: str) -> str:

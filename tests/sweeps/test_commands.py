@@ -240,6 +240,28 @@ def test_files_are_written_and_results_collected(folder, request_, tmp_path):
     assert len(starts(folder)) == 7
 
 
+def test_all_inputs_outside_of_the_repository_must_exist_on_the_cluster(
+    folder, request_, tmp_path, monkeypatch
+):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("tracked.csv", "mine.csv"):
+        (repository / name).write_text("path\n" + "".join(f"{i}.mp4\n" for i in range(64)))
+    (repository / "configs").symlink_to(os.path.abspath("configs"))
+    monkeypatch.chdir(repository)
+    for command in (["init", "-q"], ["add", "tracked.csv"]):
+        subprocess.run(["git", *command], check=True)
+    names = f"tracked.csv,{repository}/mine.csv,absent.csv,gs://bucket/a.csv,world:simple/train"
+    settings = [f"train.data.manifest={names}"]
+    request = dataclasses.replace(request_, executor="skypilot", settings=settings)
+    options = ClusterOptions(storage="gs://bucket/sweep")
+    text = cluster_commands.write_files(folder, request, tmp_path / "o", System.SKYPILOT, options)
+    line = text.splitlines()[-1]
+    assert line.startswith("must exist on the cluster") and line.endswith(
+        f"manifests: {repository}/mine.csv, absent.csv"
+    )
+
+
 def test_jobs_of_another_executor_are_not_polled(folder, request_, tmp_path):
     run(folder, request_)
     name = folder.read_sweep().arms[0].jobs["stage1"]
@@ -269,9 +291,7 @@ def test_the_executor_is_recorded_and_changes_only_on_purpose(folder, request_):
 def test_folders_of_older_versions_have_no_executor(folder, request_):
     run(folder, request_)
     path = folder.path / "sweep.json"
-    tree = json.loads(path.read_text())
-    del tree["executor"]
-    path.write_text(json.dumps(tree))
+    path.write_text(path.read_text().replace(' "executor": "local",\n', ""))
     flag_checks.check_executor(folder, "slurm")
 
 
