@@ -88,7 +88,7 @@ def list_files(tmp_path):
 def test_start_keeps_the_arguments(call, tmp_path):
     """Runs the remote command of the script in a shell, as ssh does."""
     calls, _ = call("start", "pod", "zone", "python", "main.py", "--config.axes=(1, 2)", "a'b")
-    command = calls[0][6].removeprefix("--command=")
+    check, command = (each[6].removeprefix("--command=") for each in calls)
     (tmp_path / "invnext/.venv/bin").mkdir(parents=True)
     (tmp_path / "invnext/.venv/bin/activate").write_text("")
     (tmp_path / "bin/python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
@@ -100,6 +100,27 @@ def test_start_keeps_the_arguments(call, tmp_path):
         *("main.py", "--config.axes=(1, 2)", "a'b")
     ]
     assert int((tmp_path / "run.pid").read_text())
+    found = subprocess.run(["bash", "-c", check], env=environment, capture_output=True)
+    assert found.returncode == 0  # the command has ended
+
+
+def test_a_second_start_is_refused_on_all_hosts(call, tmp_path):
+    calls, _ = call("start", "pod", "zone", "python", "main.py")
+    check = calls[0][6].removeprefix("--command=")
+    environment = os.environ | {"HOME": str(tmp_path)}
+
+    def attempt():
+        command = ["bash", "-c", check]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert attempt().returncode == 0  # nothing was started yet
+    (tmp_path / "run.pid").write_text(f"{os.getpid()}\n")
+    assert attempt().returncode == 1
+    assert attempt().stderr == "error: a command runs here: stop it first\n"
+    gcloud = tmp_path / "bin/gcloud"
+    gcloud.write_text(gcloud.read_text() + "exit 1\n")  # as ssh if the check fails on a host
+    calls, _ = call("start", "pod", "zone", "python", "main.py", code=1)
+    assert len(calls) == 3 and calls[2] == calls[0]
 
 
 def test_logs_of_all_hosts_are_copied(call):
@@ -124,10 +145,14 @@ def test_wrong_usage(call):
     assert text.startswith("Runs a command on all hosts") and "set -" not in text
     calls, text = call("restart", "pod", "zone", code=2)
     assert "unknown action restart" in text
+    calls, text = call("restart", code=2)
+    assert text.startswith("error: unknown action restart: choose create") and text.count("\n") == 1
+    calls, text = call("stop", "pod", "zone", "now", "please", code=2)
+    assert text == "error: stop has no further arguments: remove now please\n"
     calls, text = call("start", "pod", "zone", code=2)
     assert text.startswith("error: the command is missing") and text.count("\n") == 1
-    calls, text = call("create", "pod", "zone", code=1)
-    assert "TYPE is missing" in text
+    calls, text = call("create", "pod", "zone", code=2)
+    assert text == "error: TYPE is missing: add it, such as v5p-128\n"
     assert not calls
 
 
