@@ -1,5 +1,6 @@
 """Checks of the types and ranges of fields in JSON objects from untrusted sources."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ def is_number(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    """Returns whether a value is text that a page can have; JSON can contain single surrogates."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def _is_object(value: Any) -> bool:
@@ -55,11 +61,11 @@ def object_of(check: Check, words: str) -> Check:
 
 def text(low: int, high: int) -> Check:
     """Returns a check of the number of characters of a string."""
-    test = lambda value: isinstance(value, str) and low <= len(value) <= high  # noqa: E731
+    test = lambda value: _is_text(value) and low <= len(value) <= high  # noqa: E731
     return test, f"a string of {low} to {high} characters"
 
 
-TEXT, NAME = (lambda value: isinstance(value, str), "a string"), text(1, MAX_NAME)
+TEXT, NAME = (_is_text, "a string of Unicode characters"), text(1, MAX_NAME)
 COUNT = (_is_count, "an integer that is at least 0")
 NUMBER = (is_number, "a finite number")
 OBJECT = (_is_object, "an object")
@@ -90,3 +96,18 @@ def check_fields(
     for name, (test, words) in fields.items():
         if name in found and not test(found[name]):
             raise UserError(f"{where}{name}={found[name]!r:.80} is not {words}: {advice}")
+
+
+def check_depth(value: Any, limit: int, source: str, advice: str) -> None:
+    """Checks the number of nested objects and lists, because others read them recursively.
+
+    Raises:
+      UserError: there are more than `limit`.
+    """
+    parts = [value]
+    for _ in range(limit + 1):
+        parts = [part for part in parts if isinstance(part, dict | list)]
+        parts = [x for part in parts for x in (part.values() if isinstance(part, dict) else part)]
+        if not parts:
+            return
+    raise UserError(f"{source} is nested too deeply: {advice}")

@@ -16,10 +16,12 @@ import pytest
 
 from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax import train
-from invnext_jax.evaluation import evaluate, pretrained, tables
+from invnext_jax.checkpointing import run_record
+from invnext_jax.evaluation import evaluate, tables
 from invnext_jax.evaluation.evaluators import registry as evaluators
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.pages import data_page, report
+from invnext_jax.evaluation.pages import data_page
+from invnext_jax.evaluation.pages.reported_run import ReportedRun
 from invnext_jax.models.sharding import with_logical_axes
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.objectives import masks
@@ -161,8 +163,8 @@ def test_stage_from_outside_trains_and_is_planned_and_shown(
     assert made["step_flops"] == step_flops(config)
     page = data_page.write_page(config, tmp_path / "data.html", clips=2)
     assert "Color" in page.read_text()
-    record = pretrained.read_run_record(tmp_path / "run")
-    assert report.ReportedRun(tmp_path / "run", record, []).title == "Color"
+    record = run_record.read_run_record(tmp_path / "run")
+    assert ReportedRun(tmp_path / "run", record, []).title == "Color"
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

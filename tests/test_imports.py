@@ -57,6 +57,7 @@ ARROWS = {
     "sweeps": {"evaluation", "planning", "stages", "training", "checkpointing", "data", "weights"}
     | {"config_checks", "monitoring", "workers.cpu_quota"},
     "watching": {"evaluation", "sweeps", "training", "checkpointing", "monitoring"},
+    "watching.make_strips": {"evaluation", "training", "checkpointing", "data"},
     "sweeps.arms": set(),
     "sweeps.job": set(),
     "models": set(),
@@ -159,7 +160,7 @@ LAYERS = {
     "training": [{"compilation"}, {"step", "recipe"}, {"state"}, {"mesh", "optimizer"}],
     "checkpointing": [
         {"manager"},
-        {"restore", "save_barrier", "workdir"},
+        {"restore", "save_barrier", "workdir", "run_record"},
         {"reader", "evaluated_videos"},
         {"run_metadata", "checksums", "retention", "save_errors", "video_digests"},
         {"git_hash", "storage", "frozen_hashes"},

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 
 from invnext_jax import atomic_file
-from invnext_jax.checkpointing import run_metadata
+from invnext_jax.checkpointing import run_metadata, run_record
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import export_check, pretrained
 from invnext_jax.models import heads
 from invnext_jax.models.patches import IMAGENET_MEAN, IMAGENET_STD
-from invnext_jax.weights import export, files, layout, match, published, reference
+from invnext_jax.weights import export, files, import_weights, layout, match, published, reference
 
 FORMATS = ("ours", "internvideo_next")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -70,9 +70,10 @@ def export_run(
     parts = choose_parts(run, params, parts)
     chosen = {part: params.pop(part) for part in parts}
     params.clear()
-    check_parts(config, parts, export_format)
-    tensors = convert_tensors(chosen, export_format)
-    targets, about = output_paths(out, export_format), describe_export(run, config, parts)
+    with import_weights.config_errors(run):
+        check_parts(config, parts, export_format)
+        about = describe_export(run, config, parts)
+    tensors, targets = convert_tensors(chosen, export_format), output_paths(out, export_format)
     if ema:
         about["source"]["ema"] = True
     if any(target.exists() for target in targets) and not overwrite:
@@ -238,7 +239,7 @@ def describe_source(run: str | Path) -> dict[str, Any]:
     """Returns the origin of the weights: run, step, versions and git hash, or a file name."""
     if not Path(run).is_dir() or published.is_published(run):
         return {"file": Path(run).name}
-    record = pretrained.read_run_record(run)
+    record = run_record.read_run_record(run)
     return {
         "run": Path(run).resolve().name,
         **{name: record[name] for name in ("step", "git", "versions")},

@@ -14,9 +14,9 @@ import ml_collections
 import numpy as np
 from einops import rearrange
 
-from invnext_jax import json_file
+from invnext_jax import field_checks, json_file
 from invnext_jax.checkpointing import reader, run_metadata, storage
-from invnext_jax.errors import UserError, summarize_error
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation import imported_encoders
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput, select_states
 from invnext_jax.models import encoder as encoder_model
@@ -27,7 +27,7 @@ from invnext_jax.models.patches import normalize
 from invnext_jax.stages import registry
 from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.files import open_checkpoint
-from invnext_jax.weights.model_sizes import check_sizes
+from invnext_jax.weights.model_sizes import LIMITS, check_sizes
 
 
 class LoadedPredictor(NamedTuple):
@@ -100,7 +100,18 @@ def _load_params(path: str | Path, ema: bool, step: int | None):
         config = ml_collections.ConfigDict(config)
         _check_run(params, config, path)
     _require_encoder(params, path)
+    _check_fields(config.to_dict(), path)
     return params, config, *source
+
+
+def _check_fields(config: dict[str, Any], path: str | Path) -> None:
+    """Checks the fields of a config that are read after the parameters are compared with it."""
+    advice, size = "use the config of the checkpoint", field_checks.integer(1, LIMITS["size"])
+    fields = {"init_gain": field_checks.NUMBER, "data": field_checks.OBJECT}
+    field_checks.check_fields(config, fields, f"{path}: config.", advice)
+    if "data" in config:
+        sizes = {"frames": size, "size": size}
+        field_checks.check_fields(config["data"], sizes, f"{path}: config.data.", advice, sizes)
 
 
 def _check_run(params: dict[str, Any], config: ml_collections.ConfigDict, path: str | Path) -> None:
@@ -257,7 +268,7 @@ def init_encoder(config: Any, seed: int) -> Any:
     clip_bthwc = jnp.zeros((1, e.frames, e.size, e.size, 3))
     init = jax.jit(encoder_model.from_config(config).init)
     params = nn.meta.unbox(init(jax.random.key(seed), clip_bthwc)["params"])
-    return scale_kernels(params, config.init_gain, without=("patch_embed",))
+    return scale_kernels(params, config.get("init_gain", 1.0), without=("patch_embed",))
 
 
 def read_export_config(path: str | Path) -> dict[str, Any]:
@@ -277,23 +288,3 @@ def list_steps(checkpoint: str | Path) -> list[int]:
     """Returns the steps of the checkpoints of a run, oldest first; [] for other encoders."""
     folder = storage.open_path("the checkpoint", checkpoint) / reader.CHECKPOINTS_FOLDER
     return reader.finished_steps(folder) if folder.is_dir() else []
-
-
-def read_run_record(workdir: str | Path) -> dict[str, Any]:
-    """Returns the metadata of a run's newest checkpoint: config, step, versions, git hash.
-
-    Raises:
-      UserError: the run has no checkpoint, or the metadata of the newest one are damaged.
-    """
-    folder = storage.open_path("the run", workdir) / reader.CHECKPOINTS_FOLDER
-    steps = reader.finished_steps(folder)
-    if not steps:
-        reason = reader.describe_missing(workdir) or "has no checkpoint"
-        raise UserError(f"{workdir} {reason}: use the --workdir of a run that saved a checkpoint")
-    try:
-        record = reader.read_json(folder / str(steps[-1]), "meta")
-        return {**record, "config": run_metadata.upgrade_config(record["config"])}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{folder / str(steps[-1])} is damaged ({summarize_error(error)}): use another run"
-        ) from error

@@ -98,6 +98,7 @@ class CheckpointStrips:
         self._is_on = clips > 0 and jax.process_index() == 0
         folder = records / "tensorboard" / "strips"
         self._arguments = [str(workdir), f"--clips={clips}", f"--tensorboard={folder}"]
+        self._arguments.append("--trusted")  # the process belongs to the run
         self._process: StripsProcess | None = None
         self._step, self._warned = -1, False
 

@@ -22,9 +22,10 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from invnext_jax import atomic_file, errors
-from invnext_jax.checkpointing import reader, storage
-from invnext_jax.evaluation import pretrained
-from invnext_jax.evaluation.pages import report
+from invnext_jax.checkpointing import reader, run_record, storage
+from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.evaluation.pages import run_clips
+from invnext_jax.evaluation.pages.reported_run import ReportedRun
 from invnext_jax.training import compilation
 
 _WAIT_SECONDS = 600.0  # a checkpoint is written in the background
@@ -37,6 +38,9 @@ def main() -> None:
     parser.add_argument("workdir", help="workdir of the run")
     parser.add_argument("--clips", type=int, required=True, help="number of clips")
     parser.add_argument("--wait_for", type=int, help="wait for the checkpoint of this step")
+    parser.add_argument(
+        "--trusted", action="store_true", help="read the manifest as the run itself does"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--tensorboard", type=Path, help="folder of TensorBoard events to write")
     options = parser.parse_args()
@@ -46,7 +50,7 @@ def main() -> None:
         workdir = storage.open_path("the run", options.workdir)
         if options.wait_for is not None:
             wait_for_checkpoint(workdir, options.wait_for)
-        found = draw_newest(workdir, options.clips)
+        found = draw_newest(workdir, options.clips, is_trusted=options.trusted)
     if options.out:
         atomic_file.write_text(options.out, json.dumps(found))
     if options.tensorboard:
@@ -66,18 +70,25 @@ def wait_for_checkpoint(workdir: storage.Path, step: int) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def draw_newest(workdir: storage.Path, clips: int) -> dict[str, Any]:
+def draw_newest(workdir: storage.Path, clips: int, *, is_trusted: bool = False) -> dict[str, Any]:
     """Draws the first clips with the newest checkpoint of a run.
 
+    Args:
+      workdir: workdir of the run.
+      clips: number of clips.
+      is_trusted: whether the config of the run decides which files are read; see
+        `run_clips.show_clips`.
+
     Returns:
-      The dict of `report.show_clips` and the checkpoint's step as "step".
+      The dict of `run_clips.show_clips` and the checkpoint's step as "step".
 
     Raises:
       errors.UserError: the run has no checkpoint, or its videos cannot be read.
     """
-    record = pretrained.read_run_record(workdir)
-    run = report.ReportedRun(workdir, record, [])
-    return {**report.show_clips([run], [], clips), "step": record["step"]}
+    record = run_record.read_run_record(workdir)
+    run = ReportedRun(workdir, record, [])
+    rules = AccessRules.from_config(run.config.data) if is_trusted else None
+    return {**run_clips.show_clips([run], [], clips, rules), "step": record["step"]}
 
 
 def write_events(folder: Path, found: Mapping[str, Any]) -> None:

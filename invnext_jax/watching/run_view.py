@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax import json_file
-from invnext_jax.checkpointing import run_metadata
+from invnext_jax.checkpointing import run_metadata, run_record
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import pretrained
 from invnext_jax.evaluation.pages import charts, report
+from invnext_jax.evaluation.pages.reported_run import ReportedRun
 from invnext_jax.monitoring import metrics_file, progress
 from invnext_jax.monitoring.host_metrics import PREFIX
 from invnext_jax.watching.newest_strips import NewestStrips
@@ -88,7 +88,7 @@ class RunView:
             "hosts": report.render("watch_hosts.html", hosts=describe_hosts(self._records)),
         }
         if self._record:
-            run = report.ReportedRun(self._workdir, self._record, self._records)
+            run = ReportedRun(self._workdir, self._record, self._records)
             facts = report.describe_facts(run)
             shown = {name: value for name, value in facts.items() if name not in _ELSEWHERE}
             content = {"facts": shown, "config": run.config_text}
@@ -117,20 +117,25 @@ def read_record(workdir: Path) -> dict[str, Any]:
     """Reads the config of a run and, if it has a checkpoint, the versions that it was trained with.
 
     Returns:
-      A dict as of `pretrained.read_run_record`; {} if the run has neither config nor checkpoint.
+      A dict as of `run_record.read_run_record`; {} if the run has neither config nor checkpoint.
 
     Raises:
-      UserError: config.json is damaged.
+      UserError: config.json is damaged, or a field that the page shows is.
     """
     try:
-        record = pretrained.read_run_record(workdir)
+        record = run_record.read_run_record(workdir)
     except (UserError, OSError):  # there is no checkpoint, or it was just removed
         record = {"step": 0, "git": None, "versions": {}}
     path = workdir / "config.json"
     if path.is_file():  # newer than the checkpoint if the run was resumed
         advice = "start the run again"
-        record["config"] = run_metadata.upgrade_config(json_file.read_object(path, advice))
-    return record if "config" in record else {}
+        config = json_file.read_object(path, advice)
+        run_record.check_config(config, str(path))
+        record["config"] = run_metadata.upgrade_config(config)
+    if "config" not in record:
+        return {}
+    run_record.check_config(record["config"], str(workdir))
+    return record
 
 
 def describe_record(

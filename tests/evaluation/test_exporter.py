@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import flax
 import jax
@@ -242,3 +243,22 @@ def test_float16_overflow_and_infinity_in_any_part_are_refused(stage1_run, tmp_p
         with pytest.raises(UserError, match=match) as error:
             exporter.export_run(source, out, parts=("encoder", part), export_format=half)
         assert "report this" not in str(error.value) and not out.exists()
+
+
+@pytest.mark.parametrize("name", ["git", "versions", "step", "data/frames", "init_gain", "teacher"])
+def test_forged_metadata_of_a_run_are_one_sentence(stage1_run, tmp_path, name):
+    shutil.copytree(stage1_run, tmp_path / "run")
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("[0-9]*")
+    (checkpoint / "sums.json").unlink()  # a stranger can also write other checksums
+    path = checkpoint / "meta" / "metadata"
+    record = json.loads(path.read_text())
+    del record["sums"]
+    *sections, field = name.split("/")
+    part = record if name in ("git", "versions", "step") else record["config"]
+    for section in sections:
+        part = part[section]
+    part[field] = [5]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError):
+        exporter.export_run(tmp_path / "run", tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()

@@ -40,7 +40,8 @@ def test_each_checkpoint_is_drawn(module, tmp_path):
     strips.finish(20)
     folder = tmp_path / "tensorboard/strips"
     assert log.read_text().splitlines() == [
-        f"gs://bucket/run --clips=2 --tensorboard={folder} --wait_for={step}" for step in (10, 20)
+        f"gs://bucket/run --clips=2 --tensorboard={folder} --trusted --wait_for={step}"
+        for step in (10, 20)
     ]
 
 

@@ -10,6 +10,7 @@ import functools
 import io
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -27,6 +28,7 @@ from invnext_jax.evaluation import evaluation_data
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.pages import video_labels
+from invnext_jax.evaluation.pages.reported_run import ReportedRun
 from invnext_jax.evaluation.truth.truth import BadTruth
 
 FRAMES, SIDE, GAP, QUALITY = 6, 64, 2, 80
@@ -78,11 +80,48 @@ def read_strips(
 def has_local_videos(manifest: Any) -> bool:
     """Returns whether manifests are local and refer to local videos only."""
     try:
-        if not video_labels.is_local(manifest):
-            return False
-        return _choose_files(manifest_lib.read_manifest(manifest, DEFAULT_RULES), []) == []
+        return bool(_open_local(manifest))
     except (UserError, OSError, ValueError):
         return False
+
+
+def _open_local(names: Any) -> Manifest:
+    """Reads local manifests of local videos.
+
+    Raises:
+      UserError: a manifest or a video is not a local file or a rendered world.
+    """
+    if not video_labels.is_local(names):
+        raise UserError(f"the manifest {names!s:.200} is not a local file, so no clips are drawn")
+    manifest = manifest_lib.read_manifest(names, DEFAULT_RULES)
+    _choose_files(manifest, [])
+    return manifest
+
+
+def open_manifest_of_run(run: ReportedRun) -> Manifest:
+    """Reads the manifest of a run that may come from an unknown source.
+
+    The checkpoint has the hash of the manifest. It is compared, because a forged config could name
+    any manifest of this machine. A manifest in the workdir came with the run, so it may only list
+    files of its own folder.
+
+    Raises:
+      UserError: the manifest is not a local file or has changed, or it lists a file that it must
+        not list.
+    """
+    names = run.record["config"]["data"]["manifest"]
+    manifest = _open_local(names)
+    if manifest_lib.hash_manifests(names) != run.record.get("manifest_sha256"):
+        raise UserError(f"{names} is not the manifest with which {run.folder} was trained")
+    workdir = Path(run.folder).resolve()
+    for name in manifest_lib.split_names(names):
+        folder = Path(name).resolve().parent
+        if not video_io.is_world(name) and folder.is_relative_to(workdir):
+            rows = manifest_lib.read_manifest(name, DEFAULT_RULES).paths
+            for path in (path for path in rows if not video_io.is_world(path)):
+                if not Path(path).resolve().is_relative_to(folder):
+                    raise UserError(f"{name} came with the run, but lists {path} outside of it")
+    return manifest
 
 
 def _choose_files(manifest: Manifest, rows: list[int]) -> list[int]:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from configs import stage1 as stage1_config
-from invnext_jax.checkpointing import run_metadata
+from invnext_jax.checkpointing import run_metadata, run_record
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained, results_file, tables
-from invnext_jax.evaluation.pages import report
+from invnext_jax.evaluation.pages import report, run_clips
+from invnext_jax.evaluation.pages.reported_run import ReportedRun
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec
@@ -65,6 +67,7 @@ def folder(tmp_path, monkeypatch):
         "step": 2,
         "git": "a" * 40,
         "versions": {},
+        "manifest_sha256": manifest_lib.hash_manifests(str(manifest)),
     }
     (tmp_path / "s1" / "checkpoints").mkdir(parents=True)
     lines = [{"step": i, "loss": 1.0 / i, "clips_per_second": 5.0} for i in (1, 2)]
@@ -81,7 +84,7 @@ def folder(tmp_path, monkeypatch):
         return nn.meta.unbox(init(jax.random.key(0))), ml_collections.ConfigDict(record["config"])
 
     monkeypatch.setattr(pretrained, "load_params", load)
-    monkeypatch.setattr(pretrained, "read_run_record", lambda _: record)
+    monkeypatch.setattr(run_record, "read_run_record", lambda _: record)
     return tmp_path
 
 
@@ -143,8 +146,8 @@ def test_joined_manifests_are_listed_and_missing_captions_noted(folder):
     copy = manifest.with_name("copy.csv")
     copy.write_bytes(manifest.read_bytes())
     probe["run"]["config"]["val_manifest"] = f"{manifest},{copy}"
-    found_runs = [report.ReportedRun(folder / "s1", pretrained.read_run_record(folder / "s1"), [])]
-    found = report.show_clips(found_runs, [probe], 2)  # as many as above
+    found_runs = [ReportedRun(folder / "s1", run_record.read_run_record(folder / "s1"), [])]
+    found = run_clips.show_clips(found_runs, [probe], 2)  # as many as above
     assert found["manifest"] == "val.csv, copy.csv"
     assert any(note.startswith("No captions") for note in found["notes"])
 
@@ -152,19 +155,19 @@ def test_joined_manifests_are_listed_and_missing_captions_noted(folder):
 @pytest.mark.parametrize("text", ["", "[1]\n", "{\n", '{"a": 1}\n'])
 def test_damaged_captions_are_skipped(text, tmp_path, caplog):
     (tmp_path / "val.captions.jsonl").write_text(text)
-    assert report._name_clips(f"{tmp_path}/val.csv", np.array([0])) is None
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", np.array([0])) is None
     assert "val.captions.jsonl is damaged and skipped" in caplog.text
 
 
 def test_only_the_captions_of_the_clips_are_read(tmp_path, monkeypatch):
     path = tmp_path / "val.captions.jsonl"
     path.write_text('{"caption": "a"}\n{\n{"caption": "c"}\n' + "x" * 1000)
-    monkeypatch.setattr(report, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(run_clips, "MAX_LINE_BYTES", 100)
     index_b = np.array([2, 0])
-    assert report._name_clips(f"{tmp_path}/val.csv", index_b) == ["Clip 2: c", "Clip 0: a"]
-    assert report._name_clips(f"{tmp_path}/val.csv", np.array([3])) is None
-    monkeypatch.setattr(report, "MAX_CAPTIONS_BYTES", 100)
-    assert report._name_clips(f"{tmp_path}/val.csv", index_b) is None
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", index_b) == ["Clip 2: c", "Clip 0: a"]
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", np.array([3])) is None
+    monkeypatch.setattr(run_clips, "MAX_CAPTIONS_BYTES", 100)
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", index_b) is None
 
 
 @pytest.mark.parametrize("text", ["[1]", "[" * 100_000, " " * 2**20 + "{}", '{"epochs": "a"}'])

@@ -1,0 +1,51 @@
+"""A pretraining run on a page, which may come from an unknown source."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from invnext_jax.checkpointing import run_record
+from invnext_jax.errors import UserError
+from invnext_jax.stages import registry
+
+
+@dataclasses.dataclass
+class ReportedRun:
+    """A pretraining run in a report.
+
+    Attributes:
+      folder: workdir of the run.
+      record: metadata of the newest checkpoint; see `run_record.read_run_record`.
+      records: logged metrics, one dict per logged step.
+
+    Raises:
+      UserError: a field of the config that pages show has an unexpected type.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    def __post_init__(self):
+        config, source = self.record["config"], str(self.folder)
+        run_record.check_config(config, source)
+        if config["stage"] not in registry.STAGES:
+            raise UserError(f"{source} is a run of an unknown stage: use another run")
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The resolved config of the run."""
+        return ml_collections.ConfigDict(self.record["config"])
+
+    @property
+    def title(self) -> str:
+        """The name of the run's stage."""
+        return registry.STAGES[self.record["config"]["stage"]].title
+
+    @property
+    def config_text(self) -> str:
+        """The config as indented JSON."""
+        return json.dumps(self.record["config"], indent=1)

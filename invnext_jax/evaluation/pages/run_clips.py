@@ -1,0 +1,173 @@
+"""Clips of runs on a page: their frames, masks, reconstructions and features.
+
+Shape key: b clips, t frames, h w pixels, c channels, y x rows and columns of patches.
+"""
+
+import itertools
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import logging
+
+from invnext_jax import regular_file
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import pipeline
+from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.errors import UserError, summarize_error
+from invnext_jax.evaluation import pretrained, results_file, visualization
+from invnext_jax.evaluation.pages import clip_strips
+from invnext_jax.evaluation.pages.reported_run import ReportedRun
+from invnext_jax.stages import registry
+from invnext_jax.weights.model_sizes import check_sizes
+
+MAX_CAPTIONS_BYTES = 2**30
+MAX_LINE_BYTES = 2**22  # maximum size of the line of a caption
+
+
+def show_clips(
+    runs: Sequence[ReportedRun],
+    results: Sequence[dict],
+    count: int,
+    rules: AccessRules | None = None,
+) -> dict[str, Any]:
+    """Returns image strips of the first clips of the held-out manifest.
+
+    Without an evaluation, the clips are from the training manifest of the first run. Results and
+    runs may come from an untrusted source, so only local manifests of local videos are read.
+
+    Args:
+      runs: the runs; their clips have the sizes of their configs.
+      results: results of evaluations.
+      count: number of clips.
+      rules: rules for the manifest of a run that the caller trusts. None: the run is not trusted,
+        see `clip_strips.open_manifest_of_run`.
+
+    Raises:
+      UserError: the manifest, its videos or a checkpoint cannot be read.
+    """
+    for run in runs:
+        _check_sizes(run)
+    try:
+        return _draw_clips(runs, results, count, rules)
+    except UserError:
+        raise
+    except (AttributeError, *regular_file.DAMAGE) as error:  # fields of a config that is forged
+        raise UserError(
+            f"the clips cannot be drawn ({summarize_error(error)}): use --clips=0"
+        ) from error
+
+
+def _check_sizes(run: ReportedRun) -> None:
+    """Checks the sizes of clips and models before memory is allocated for them."""
+    config, source = run.record["config"], str(run.folder)
+    check_sizes(config, source)
+    data = config["data"]
+    pixels = data["frames"] * max(data["size"], data["short_side"]) ** 2
+    if pixels > results_file.MAX_PIXELS:
+        raise UserError(
+            f"{source}: clips of {pixels:,} pixels are not drawn: the limit is "
+            f"{results_file.MAX_PIXELS:,}"
+        )
+
+
+def _draw_clips(runs, results, count: int, rules: AccessRules | None) -> dict[str, Any]:
+    held_out = [result["run"].get("config", {}).get("val_manifest") for result in results]
+    held_out = [name for name in held_out if clip_strips.has_local_videos(name)]
+    names = held_out[0] if held_out else runs[0].config.data.manifest
+    if held_out:
+        manifest = manifest_lib.read_manifest(names)
+    elif rules is None:
+        manifest = clip_strips.open_manifest_of_run(runs[0])
+    else:
+        manifest = manifest_lib.read_manifest(names, rules)
+    rows: list[list[dict[str, str]]] = [[] for _ in range(count)]
+    video_bthwc, index_b = _read_clips(runs[0].config, manifest, count)
+
+    def add(title, caption, videos):
+        for row, video_thwc in zip(rows, videos, strict=False):
+            uri = visualization.to_data_uri(np.asarray(video_thwc))
+            row.append({"title": title, "caption": caption, "uri": uri})
+
+    add("Input", "The frames that the encoder receives.", video_bthwc)
+    notes, first, maps = [], runs[0], []
+    for run in runs:
+        params, config = pretrained.load_params(run.folder)
+        clips = _read_clips(config, manifest, count)[0]
+        try:
+            for title, caption, videos in _stage_strips(config, params, clips):
+                add(title, caption, videos)
+        except UserError as error:
+            notes.append(f"{run.title}: no masks or reconstructions, because {error}.")
+            logging.warning("%s", notes[-1])
+        maps.append((run.title, config, params["encoder"], clips))
+    # The checkpoint is read first, because it proves the sizes in the config.
+    untrained = pretrained.init_encoder(first.config, seed=first.config.seed)
+    maps.insert(0, ("random initialization", first.config, untrained, video_bthwc))
+    for title, config, params, clips in maps:
+        tokens = visualization.grid_tokens(config, params, clips)
+        colors = [visualization.color_features(x, config.data.size) for x in tokens]
+        add(f"Features, {title}", FEATURES_CAPTION, colors)
+    captions = _name_clips(names, index_b)
+    if captions is None:
+        captions = [f"Clip {i}" for i in index_b]
+        notes.append("No captions: there is no caption file next to the manifest.")
+    title = ", ".join(Path(name).name for name in manifest_lib.split_names(names))
+    shown = [{"name": n, "strips": row} for n, row in zip(captions, rows, strict=False) if row]
+    return {"clips": shown, "notes": notes, "manifest": title, "held": bool(held_out)}
+
+
+FEATURES_CAPTION = (
+    "The first three principal components of this clip's tokens as red, green and blue. Similar "
+    "colors within a row mean similar features; colors of different rows are not comparable."
+)
+
+
+def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
+    """Yields (title, caption, videos) for each strip of a stage; see `Stage.visualize`."""
+    stage = registry.find_stage(config)
+    for strip in stage.visualize(config, params, video_bthwc):
+        draw = visualization.hide_patches if strip.hides_masked else visualization.outline_patches
+        videos = list(map(draw, strip.video_bthwc, strip.visible_btyx))
+        yield f"{stage.title}: {strip.title}", strip.caption, videos
+
+
+def _read_clips(config: Any, manifest: Manifest, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the first readable clips as in evaluation: uint8 [b t h w c] and row numbers [b]."""
+    data = ml_collections.ConfigDict(config.data.to_dict())
+    data.workers = 0  # starting processes takes longer than reading a few clips
+    batches = pipeline.make_eval_dataset(data, manifest=manifest, batch_size=count)
+    batch = next(itertools.islice(batches, 1))
+    real_b = batch["index"] >= 0
+    return batch["video"][real_b], batch["index"][real_b]
+
+
+def _name_clips(manifest: str, index_b: np.ndarray) -> list[str] | None:
+    """Reads the ground-truth captions of the synthetic world; returns None if there are none."""
+    path = Path(manifest)
+    path = path.with_name(f"{path.stem}.captions.jsonl")
+    if not path.is_file():
+        return None
+    try:
+        lines = _read_lines(path, set(index_b.tolist()))
+        return [f"Clip {i}: {json.loads(lines[i])['caption']}" for i in index_b.tolist()]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        logging.warning("%s is damaged and skipped: %r", path, error)
+        return None
+
+
+def _read_lines(path: Path, numbers: Collection[int]) -> dict[int, bytes]:
+    """Returns the lines with these numbers, from 0, without reading the whole file."""
+    found = {}
+    with regular_file.open_binary(path, MAX_CAPTIONS_BYTES) as file:
+        for number in range(max(numbers, default=-1) + 1):
+            line = file.readline(MAX_LINE_BYTES)
+            if len(line) == MAX_LINE_BYTES:
+                raise ValueError(f"line {number + 1} has {MAX_LINE_BYTES} bytes or more")
+            if number in numbers:
+                found[number] = line
+    return found
