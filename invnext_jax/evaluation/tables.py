@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax.evaluation import clip_settings, results_file
-from invnext_jax.evaluation.pages import row_names, table_rows
+from invnext_jax.evaluation.pages import row_names, row_options, table_rows
 from invnext_jax.stages import registry
 
 
@@ -84,6 +84,7 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "notes": [
             *dict.fromkeys(n for result in results for n in result.get("notes", ())),
             *_compare_videos(results, titles),
+            *_compare_options(results, titles),
             *found_notes,
         ],
     }
@@ -100,6 +101,17 @@ def _compare_videos(results: Sequence[Mapping[str, Any]], titles: Sequence[str])
         for split, sentence in sentences.items()
         for title, result in zip(titles[1:], results[1:], strict=True)
         if not results_file.same_videos(results[0], result, split)
+    ]
+
+
+def _compare_options(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> list[str]:
+    """Returns sentences about options of evaluators that differ from those of the first result."""
+    return [
+        f"{text} ({', '.join(evaluators)}), so each has its own baselines."
+        for title, result in zip(titles[1:], results[1:], strict=True)
+        for text, evaluators in row_options.describe_changes(
+            [results[0], result], [titles[0], title]
+        ).items()
     ]
 
 

@@ -72,13 +72,8 @@ def _compare(first: Evaluation, other: Evaluation) -> list[str]:
 
 def _compare_options(first: Evaluation, other: Evaluation) -> list[str]:
     """Returns sentences about options that differ between the evaluators that both have."""
-    found: dict[str, list[str]] = {}
-    names = [{row["evaluator"]: None for row in e.results["rows"]} for e in (first, other)]
-    for evaluator in (name for name in names[0] if name in names[1]):
-        options = (e.find_options(evaluator) for e in (first, other))
-        for name, values in row_options.find_changes(*options).items():
-            text = f"config.{name} is {values[0]!r:.80} in {first.title} and {values[1]!r:.80} in "
-            found.setdefault(text + other.title, []).append(row_names.in_words(evaluator))
+    titles = first.title, other.title
+    found = row_options.describe_changes([first.results, other.results], titles)
     return [
         f"{text}, so their rows of {', '.join(evaluators)} are not judged better or worse."
         for text, evaluators in found.items()

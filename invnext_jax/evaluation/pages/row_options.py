@@ -1,11 +1,12 @@
 """The options on which the rows of an evaluator depend, and their differences between results."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.feature_store import feature_cache
+from invnext_jax.evaluation.pages import row_names
 
 # Options that no row depends on, or that other fields of the results describe: the checkpoint, the
 # hashes of the manifests, and the clips.
@@ -66,6 +67,20 @@ def find_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[st
         for name, value in first.items()
         if name in second and value != second[name]
     }
+
+
+def describe_changes(
+    results: Sequence[Mapping[str, Any]], titles: Sequence[str]
+) -> dict[str, list[str]]:
+    """Returns texts about options that differ between two results, with the evaluators in words."""
+    found: dict[str, list[str]] = {}
+    names = [dict.fromkeys(row["evaluator"] for row in part["rows"]) for part in results]
+    for evaluator in (name for name in names[0] if name in names[1]):
+        options = (find_options(part, evaluator) for part in results)
+        for name, values in find_changes(*options).items():
+            text = f"config.{name} is {values[0]!r:.80} in {titles[0]} and {values[1]!r:.80} in "
+            found.setdefault(text + titles[1], []).append(row_names.in_words(evaluator))
+    return found
 
 
 def find_clips(results: Mapping[str, Any]) -> dict[str, Any]:

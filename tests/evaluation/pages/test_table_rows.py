@@ -59,6 +59,15 @@ def test_options_of_other_evaluators_do_not_matter():
     assert found["Stage 1 (2)"]["gain"]["text"] == "+30.0"
 
 
+def test_different_options_have_a_note():
+    rows = [make_row("encoder", 0.5), make_row("random", 0.4)]
+    results = [make_result(rows), make_result(rows, knn__temperature=0.1), make_result(rows)]
+    assert tables.join_results(results)["notes"] == [
+        "config.knn.temperature is 0.07 in Stage 1 (1) and 0.1 in Stage 1 (2) (nearest neighbors), "
+        "so each has its own baselines."
+    ]
+
+
 def test_another_value_of_the_same_reference_has_a_note():
     results = [make_result([make_row("encoder", 0.5), make_row("random", x)]) for x in (0.4, 0.6)]
     joined = tables.join_results(results)
