@@ -94,7 +94,7 @@ def list_folder():
     print("checkpoints:", sorted(os.listdir(workdir / "checkpoints")))
 
 def save(step):
-    checkpointer.save(step, make_state(step), step)
+    checkpointer.save(step, make_state(step), {"next": step})
     checkpointer.wait()
     print("newest:", checkpointer.saved_step, checkpointer._manager.latest_step())
 
@@ -151,7 +151,7 @@ def test_two_processes_agree_on_what_is_saved_and_restored(tmp_path):
             f"error: {other}the checkpoint FOLDER/5 cannot be read: OSError: no room for "
             "checksums. It is not marked as damaged and was not moved. Fix the cause and run the "
             "command again.",
-            *["4", "from: (4, 4)", "checkpoints: ['4', 'damaged-5']"],
+            *["{'next': 4}", "from: (4, 4)", "checkpoints: ['4', 'damaged-5']"],
             NO_CHECKPOINT.format(
                 f"process 0 (host {HOST}): " if process else "", tmp_path / "run/absent"
             ),
