@@ -12,9 +12,12 @@ from typing import IO
 
 from absl import logging
 
+from invnext_jax import regular_file
+
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 # `is_held` holds the lock for less than a millisecond. `open_locked` then tries again.
 _ATTEMPTS, _PAUSE_SECONDS = 6, 0.01
+_OWNER_BYTES = 2**12  # limit of the text that `open_locked` writes
 
 
 class LockHeldError(Exception):
@@ -88,6 +91,14 @@ def open_locked(path: str | os.PathLike) -> IO:
         file.flush()
         stack.pop_all()
     return file
+
+
+def read_host(path: str | os.PathLike) -> str:
+    """Returns the host of the process that locked a file last; "" if it is unknown."""
+    try:
+        return json.loads(regular_file.read_tail(path, _OWNER_BYTES))["host"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _acquire_after_probe(file: IO) -> None:

@@ -157,7 +157,7 @@ def main(argv: Sequence[str]) -> None:
         print(commands.cancel(folder, _make_executor))
     elif _COLLECT.value:
         print(cluster_commands.collect(folder))
-    elif _EXECUTOR.value in ("skypilot", "jobset"):
+    elif _EXECUTOR.value in flag_checks.WRITES_FILES:
         print(_write_files(folder))
     else:
         _check_executor(folder)

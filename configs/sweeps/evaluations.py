@@ -20,7 +20,7 @@ SCANNET = Step(
 # Linear probe on the synthetic world.
 WORLD = Step("world", "configs/eval/tasks/linear_probe.py:tiny", {"controls": False})
 
-# Each sweep has the columns of its own steps.
+# A sweep has only the columns whose step it has.
 COLUMNS = {
     "K400": Column("k400", metric="top1", input="pool", optional=True),
     "SSv2": Column("ssv2", metric="top1", input="frames", optional=True),

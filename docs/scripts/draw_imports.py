@@ -28,8 +28,10 @@ SEPARATE = (
     "weights.import_weights",
 )
 # Imported almost everywhere, so that their arrows would hide the others.
-EVERYWHERE = ("errors", "atomic_file", "file_lock", "json_file", "regular_file", "sanitize")
-EVERYWHERE += ("field_checks",)
+EVERYWHERE = (
+    *("errors", "atomic_file", "field_checks", "file_lock", "json_file", "regular_file"),
+    "sanitize",
+)
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, LANE = 208, 66, 22, 46, 26
 

@@ -107,11 +107,11 @@ def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
         rows = sorted(entry[0] for entry in report.written + report.quarantined)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
-    widths = ((report.written, 1 + len(VIDEO_COLUMNS)), (report.quarantined, 3))
-    widths += ((report.damaged, 3),)
     if rows != list(plan.shard_rows(index)) or size != report.size:
         return None
-    if not all(_are_rows(entries, width) for entries, width in widths):
+    others = (report.quarantined, report.damaged)
+    are_valid = _are_rows(report.written, 1 + len(VIDEO_COLUMNS))
+    if not are_valid or not all(_are_rows(entries, 3) for entries in others):
         return None
     if not video_io.is_remote(plan.out):  # the reader needs a local file
         try:

@@ -89,7 +89,7 @@ def describe_change(config: Any, source: Any, groups: Iterable[str]) -> str:
     changed = config_mismatches(described, config.teacher, _TARGETS)
     if not changed:
         return ""
-    rows = (f"  teacher.{k}={new!r} in that run, {old!r} in this run" for k, old, new in changed)
+    rows = (f"  teacher.{k}={its!r} in that run, {own!r} in this run" for k, own, its in changed)
     return (
         f"{' and '.join(heads)} of {config.init_from} were trained for the outputs of a different "
         "teacher. To initialize them randomly, leave them out of --config.init_parts:\n"

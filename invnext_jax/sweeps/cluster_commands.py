@@ -1,6 +1,5 @@
 """The commands of `launch/sweep.py` for other tools: write their files, collect results."""
 
-import dataclasses
 import subprocess
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def write_files(
         sweep, configs = commands.expand_request(request, folder.path)
         sweep = add_resources(sweep, configs, commands.find_resources(request), folder.path)
         paths = write_manifests(sweep, folder.path, out, system, options)
-        folder.write_sweep(dataclasses.replace(sweep, executor=request.executor))
+        folder.write_sweep(sweep)
     lines = [f"{system.value} {path}" for path in paths]
     inputs = dict.fromkeys(path for c in configs.values() for path in identity.list_inputs(c))
     if needed := [path for path in inputs if not _is_tracked(path)]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import cost, identity, status_table
+from invnext_jax.sweeps.executors import local_executor
 from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import read_machine
 from invnext_jax.sweeps.expansion import ExpandedSweep, expand
@@ -52,7 +53,7 @@ class Request:
     @property
     def on_cluster(self) -> bool:
         """Whether the jobs run on other machines than this one."""
-        return self.executor != "local"
+        return self.executor != local_executor.SYSTEM
 
 
 def parse_settings(texts: Sequence[str]) -> list[Setting]:
@@ -77,7 +78,8 @@ def parse_settings(texts: Sequence[str]) -> list[Setting]:
 def expand_request(request: Request, folder: Path) -> tuple[ExpandedSweep, dict[str, StepConfig]]:
     """Loads a sweep and expands it to jobs; see `expansion.expand`."""
     sweep = load_sweep(request.source, request.seeds)
-    return expand(sweep, folder.absolute(), parse_settings(request.settings))
+    expanded, configs = expand(sweep, folder.absolute(), parse_settings(request.settings))
+    return dataclasses.replace(expanded, executor=request.executor), configs
 
 
 def find_missing_files(configs: Mapping[str, StepConfig]) -> list[str]:
@@ -148,7 +150,6 @@ def run_sweep(
                 )
             log(f"estimating the memory of {count_noun(len(sweep.jobs), 'job')} (see {cost.PLANS})")
             sweep = add_resources(sweep, configs, find_resources(request), folder.path)
-            sweep = dataclasses.replace(sweep, executor=request.executor)
             folder.write_sweep(sweep)
         if retry:
             retry_failed(folder, sweep)

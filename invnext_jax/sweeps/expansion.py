@@ -69,7 +69,8 @@ class ExpandedSweep:
         for arm in self.arms:
             if job in arm.jobs.values():
                 used = seeds.setdefault(arm.name, {})
-                used |= {} if arm.seed is None else {arm.seed: None}
+                if arm.seed is not None:
+                    used[arm.seed] = None
         return [
             f"{name} (seed{'s' * (len(used) > 1)} {', '.join(map(str, used))})" if used else name
             for name, used in seeds.items()

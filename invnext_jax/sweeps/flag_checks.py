@@ -6,7 +6,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.sweeps.sweep_folder import SweepFolder
 
 # Flags that replace the run of the sweep by another command, and the flags that the command reads.
-# A name that ends in a dot stands for all flags that start with it. A dry run reads all flags of a
+# A name that ends in a dot means all flags that start with it. A dry run reads all flags of a
 # run, so that --dry_run can be added to a command.
 _ACTIONS = {
     "status": (),
@@ -15,14 +15,13 @@ _ACTIONS = {
     "collect": (),
     "dry_run": None,
 }
-_OF_SLURM = ("slurm.",)
 _OF_FILES = ("out", "cluster.")
 _OF_SYSTEM = {
     "cluster.image": "jobset",
     "cluster.node_selector": "jobset",
     "cluster.infra": "skypilot",
 }
-_WRITES_FILES = ("skypilot", "jobset")  # values of --executor
+WRITES_FILES = ("skypilot", "jobset")  # values of --executor
 
 
 def check_flags(given: Sequence[str], executor: str) -> None:
@@ -41,7 +40,7 @@ def check_flags(given: Sequence[str], executor: str) -> None:
             f"--{actions[0]} and --{actions[1]} are different commands: choose one of them"
         )
     for name in given:
-        if reason := _unused_reason(name, (*actions, "")[0], executor):
+        if reason := _unused_reason(name, next(iter(actions), ""), executor):
             raise UserError(f"--{name} has no effect {reason}")
 
 
@@ -54,13 +53,13 @@ def _unused_reason(name: str, action: str, executor: str) -> str:
     read = _ACTIONS.get(action)
     if read is not None:
         return "" if _is_in(name, read) else f"with --{action}: remove one of them"
-    if _is_in(name, _OF_SLURM) and executor != "slurm":
+    if name.startswith("slurm.") and executor != "slurm":
         return f"with --executor={executor}: set --executor=slurm"
-    if _is_in(name, _OF_FILES) and executor not in _WRITES_FILES:
+    if _is_in(name, _OF_FILES) and executor not in WRITES_FILES:
         return f"with --executor={executor}: set --executor=skypilot or --executor=jobset"
     if executor != _OF_SYSTEM.get(name, executor):
         return f"with --executor={executor}: it is for --executor={_OF_SYSTEM[name]}"
-    if name in ("max_jobs", "retry_failed") and executor in _WRITES_FILES:
+    if name in ("max_jobs", "retry_failed") and executor in WRITES_FILES:
         return f"with --executor={executor}, whose jobs are started by another tool: remove it"
     if name == "device" and executor == "local" and action != "dry_run":
         return "for jobs on this machine, whose GPUs are found: add --dry_run, or remove it"

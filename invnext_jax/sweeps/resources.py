@@ -73,7 +73,7 @@ def check_host_memory(costs: Mapping[str, cost.Cost]) -> None:
     """
     machine = read_machine()
     needed = {name: _host_bytes(found, devices=0) for name, found in costs.items()}
-    large = [name for name in needed if machine.describe_excess(name, needed[name])]
+    large = [name for name, memory in needed.items() if memory > machine.total_memory]
     if large:
         most = max(large, key=needed.__getitem__)
         raise UserError(

@@ -24,7 +24,7 @@ def check_conflicts(settings: Sequence[Setting], arms: Sequence[Arm]) -> None:
             (arm, step, _find_value(arm, step, setting)) for arm, step in _reach(setting, arms)
         ]
         for arm, step, value in found:
-            if value is None or _equals(setting, value):
+            if value is None or parse_value(setting, value) == value:
                 continue
             others = [other for _, same, other in found if same.name == step.name]
             if (
@@ -54,10 +54,6 @@ def _find_value(arm: Arm, step: Step, setting: Setting) -> Any:
     if setting.option == "seed" and arm.seed is not None:
         value = arm.seed
     return tuple(value) if isinstance(value, list) else value
-
-
-def _equals(setting: Setting, value: Any) -> bool:
-    return parse_value(setting, value) == value
 
 
 def _is_in_name(arm: Arm, step: Step, option: str, value: Any) -> bool:

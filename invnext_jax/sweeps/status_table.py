@@ -53,10 +53,11 @@ def read_current_states(folder: SweepFolder, sweep: ExpandedSweep) -> dict[str, 
     if folder.is_locked() or folder.read_host() not in ("", socket.gethostname()):
         return states
     for name, state in states.items():
-        job, system = sweep.jobs[name].job, (state.handle or {}).get("system", sweep.executor)
-        if state.is_active and system == local_executor.SYSTEM:
-            if not local_executor.is_running(job):
-                states[name] = _read_ended(sweep.jobs[name], state)
+        planned = sweep.jobs[name]
+        system = (state.handle or {}).get("system", sweep.executor)
+        is_local = state.is_active and system == local_executor.SYSTEM
+        if is_local and not local_executor.is_running(planned.job):
+            states[name] = _read_ended(planned, state)
     return states
 
 

@@ -24,12 +24,11 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax import atomic_file, file_lock, json_file, regular_file
+from invnext_jax import atomic_file, file_lock, json_file
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.job import Handle
 
-_LOCK_BYTES = 2**12
 _ADVICE = "repeat the command that started the sweep, with --config"
 
 
@@ -136,10 +135,7 @@ class SweepFolder:
 
     def read_host(self) -> str:
         """Returns the host of the last sweep command in the folder; "" if it is unknown."""
-        try:
-            return json.loads(regular_file.read_tail(self._lock, _LOCK_BYTES))["host"]
-        except (OSError, ValueError, LookupError, TypeError):
-            return ""
+        return file_lock.read_host(self._lock)
 
     def exists(self) -> bool:
         """Returns whether the folder has a sweep."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import socket
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invnext_jax import file_lock, regular_file
+from invnext_jax import file_lock
 from invnext_jax.checkpointing import reader
 from invnext_jax.checkpointing.workdir import LOCK
 from invnext_jax.monitoring import metrics_file
@@ -18,7 +17,6 @@ from invnext_jax.monitoring import metrics_file
 # A run on another host is not seen by its lock on file systems whose locks are local.
 _RECENT_SECONDS = 300.0
 _SILENT_SECONDS = 120.0  # the age of the last record above which it is shown
-_LOCK_BYTES = 2**12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +98,9 @@ def _find_process(workdir: Path) -> str | None:
     lock = workdir / LOCK
     try:
         held = file_lock.is_held(lock)
-        host = json.loads(regular_file.read_tail(lock, _LOCK_BYTES))["host"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except OSError:
+        return None
+    if not (host := file_lock.read_host(lock)):
         return None
     if host == socket.gethostname():
         return "" if held else None

@@ -132,10 +132,9 @@ def read_record(workdir: Path) -> dict[str, Any]:
         config = json_file.read_object(path, advice)
         run_record.check_config(config, str(path))
         record["config"] = run_metadata.upgrade_config(config)
-    if "config" not in record:
-        return {}
-    run_record.check_config(record["config"], str(workdir))
-    return record
+    elif "config" in record:
+        run_record.check_config(record["config"], str(workdir))
+    return record if "config" in record else {}
 
 
 def describe_record(

@@ -38,7 +38,7 @@ class SweepView:
         if version != self._version:
             self._version, self._problem = version, ""
             try:
-                found = results.collect_results(self._folder, sweep)
+                found = results.collect_results(sweep, states)
                 tables = comparison.make_tables(found)
                 content = sweep_page.describe_sweep(self._folder, found, tables)
                 sections["tables"] = report.render("sweep_tables.html", **content)

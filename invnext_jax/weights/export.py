@@ -22,9 +22,8 @@ from invnext_jax.weights.model_sizes import check_sizes
 
 FORMAT = 1
 SECTIONS = ("encoder", "predictor", "teacher", "text", "data")  # sections of a config
-_CONFIG_HASH = (
-    "config_sha256"  # in the metadata of the weights, so that exchanged files are noticed
-)
+# Name in the metadata of the weights of a hash of the config, which shows exchanged files.
+_CONFIG_HASH = "config_sha256"
 MAX_NESTING = 32  # maximum depth of a parameter tree
 ASSETS = Path(__file__).parent.parent / "assets"
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from invnext_jax import json_file
 from invnext_jax.errors import UserError
+from invnext_jax.field_checks import is_number
 
 PREPROCESSOR = "preprocessor_config.json"
 _VIDEO_PREPROCESSOR, _PROCESSOR = "video_preprocessor_config.json", "processor_config.json"
@@ -107,9 +108,10 @@ def _check_steps(path: Path, content: Mapping[str, Any]) -> None:
                 f"{path} has {name}={str(content[name])[:40]}, but only {value} is supported: use "
                 "a different checkpoint"
             )
-    factor = content.get("rescale_factor", 1 / 255)
-    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
-    if factor is not None and not (is_number and math.isclose(factor, 1 / 255, rel_tol=1e-3)):
+    factor = content.get("rescale_factor")
+    if factor is None:
+        return
+    if not is_number(factor) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
         raise UserError(
             f"{path} has rescale_factor={str(factor)[:40]}, but only 1/255 is supported: use a "
             "different checkpoint"
@@ -124,5 +126,4 @@ def _is_close(values: Any, expected: np.ndarray) -> bool:
 
 
 def _is_share(value: Any, *, zero: bool) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and (0 <= value <= 1 if zero else 0 < value <= 1)
+    return is_number(value) and (0 <= value <= 1 if zero else 0 < value <= 1)

@@ -70,7 +70,7 @@ def test_records_are_kept_while_the_event_file_cannot_be_opened(tmp_path, monkey
 
 
 def test_a_full_disk_gets_no_event_file_at_each_step(tmp_path):
-    """The limit of the size of files stands for a full disk."""
+    """A limit on the size of files has the effect of a full disk."""
     writer = metrics_file.MetricWriter(tmp_path, 0)
     writer.write({"step": 1, "loss": 1.0, "padding" * 2**15: 0.0})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

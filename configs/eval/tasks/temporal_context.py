@@ -3,7 +3,7 @@
     python launch/evaluate.py --config=configs/eval/tasks/temporal_context.py:tiny \
         --checkpoint=runs/s1 --workdir=runs/e1
 
-Two predictors with the sizes of the checkpoint's config are trained. One sees the visible patches
+Two predictors with the sizes of the checkpoint's config are trained. One gets the visible patches
 of all frames, the other only those of the frame that it predicts. The gain is the difference
 between their losses.
 """

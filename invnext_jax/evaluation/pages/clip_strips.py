@@ -102,8 +102,8 @@ def open_manifest_of_run(run: ReportedRun) -> Manifest:
     """Reads the manifest of a run that may come from an unknown source.
 
     The checkpoint has the hash of the manifest. It is compared, because a forged config could name
-    any manifest of this machine. A manifest in the workdir came with the run, so it may only list
-    files of its own folder.
+    any manifest of this machine. A manifest in the workdir is part of the run, so it may list
+    only files below its folder.
 
     Raises:
       UserError: the manifest is not a local file or has changed, or it lists a file that it must

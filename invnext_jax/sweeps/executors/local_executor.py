@@ -61,7 +61,7 @@ class LocalExecutor:
         An idle machine always has room: `submit` rejects a job that is too large for it. Jobs that
         need more memory than the machine has are rejected without waiting for others.
         """
-        if not self._slots or self._machine.describe_excess(job.name, job.resources.memory):
+        if not self._slots or job.resources.memory > self._machine.total_memory:
             return True
         if self._max_jobs and len(self._slots) >= self._max_jobs:
             return False

@@ -13,7 +13,7 @@ from invnext_jax.sweeps import outcome, status_table
 from invnext_jax.sweeps.arms import Column
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
 from invnext_jax.sweeps.step_config import Kind
-from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
+from invnext_jax.sweeps.sweep_folder import JobState, Status
 
 _FIELDS = ("metric", "task", "evaluator", "input")  # of rows; a column selects by them
 
@@ -44,6 +44,7 @@ class Results:
       formats: how to write the values of each column.
       values: values by group and name of the arm, title of the column, and seed.
       notes: sentences about columns and published values that are probably misspelled.
+      states: the states of the jobs by name.
     """
 
     sweep: ExpandedSweep
@@ -51,17 +52,25 @@ class Results:
     formats: Mapping[str, MetricFormat]
     values: Mapping[tuple[str, str, str], Mapping[int | None, Value]]
     notes: tuple[str, ...] = ()
+    states: Mapping[str, JobState] = dataclasses.field(default_factory=dict)
 
 
-def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
+def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Results:
     """Reads the values of all arms.
+
+    Args:
+      sweep: the arms and jobs.
+      states: output of `status_table.read_current_states`.
 
     Raises:
       UserError: a column selects several rows of an evaluation.
     """
-    states = status_table.read_current_states(folder, sweep)
     blocked = status_table.find_blocked(sweep.jobs, states)
-    rows = {name: _read_rows(planned, states[name]) for name, planned in sweep.jobs.items()}
+    shown = _find_shown_trainings(sweep)
+    rows = {
+        name: _read_rows(planned, states[name], is_shown=name in shown)
+        for name, planned in sweep.jobs.items()
+    }
     columns = dict(sweep.columns) or _find_columns(sweep, rows)
     values: dict[tuple[str, str, str], dict[int | None, Value]] = {}
     metrics: dict[str, str] = {}
@@ -81,11 +90,23 @@ def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
                 metrics[title] = value.row[1]["metric"]
             values.setdefault((arm.group, arm.name, title), {})[arm.seed] = value
     formats = {t: find_format(metrics.get(t, c.metric)) for t, c in columns.items()}
-    return Results(sweep, columns, formats, values, tuple(_find_notes(sweep, columns, rows)))
+    notes = tuple(_find_notes(sweep, columns, rows))
+    return Results(sweep, columns, formats, values, notes, states)
+
+
+def _find_shown_trainings(sweep: ExpandedSweep) -> set[str]:
+    """Returns the trainings whose metrics may be values of a column."""
+    if not sweep.columns and all(p.kind is Kind.TRAIN for p in sweep.jobs.values()):
+        return set(sweep.jobs)  # the columns are the losses, see `_find_columns`
+    steps = {column.step for column in sweep.columns.values()}
+    return {name for arm in sweep.arms for step, name in arm.jobs.items() if step in steps}
+
+
+Rows = Evaluation | Mapping[str, float | None] | None
 
 
 def _find_notes(
-    sweep: ExpandedSweep, columns: Mapping[str, Column], rows: Mapping[str, "Rows"]
+    sweep: ExpandedSweep, columns: Mapping[str, Column], rows: Mapping[str, Rows]
 ) -> list[str]:
     """Returns sentences about columns without any value and published values without a column."""
     notes = []
@@ -110,21 +131,21 @@ def _find_notes(
     return notes
 
 
-def _has_column(column: Column, planned: PlannedJob, rows: "Rows") -> bool:
+def _has_column(column: Column, planned: PlannedJob, rows: Rows) -> bool:
     if planned.kind is Kind.TRAIN:
         return column.metric in rows
     return any(_matches(row, column) for row in rows.results["rows"])
 
 
-Rows = Evaluation | Mapping[str, float | None] | None
+def _read_rows(planned: PlannedJob, state: JobState, *, is_shown: bool) -> Rows:
+    """Returns the results of an evaluation or the last values of a run; None if there are none.
 
-
-def _read_rows(planned: PlannedJob, state: JobState) -> Rows:
-    """Returns the results of an evaluation or the last values of a run; None if there are none."""
+    The metrics of a run are read only if `is_shown`, because they may be long.
+    """
     if state.status is not Status.FINISHED:
         return None
     if planned.kind is Kind.TRAIN:
-        return outcome.read_last_values(planned.job.workdir)
+        return outcome.read_last_values(planned.job.workdir) if is_shown else {}
     try:
         results = results_file.read_results(planned.job.workdir)
     except UserError:  # it was removed or damaged after the job

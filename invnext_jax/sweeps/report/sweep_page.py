@@ -37,7 +37,8 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
     suffix = Path(out).suffix
     if suffix not in writers:
         raise UserError(f"--report={out} must end in one of {', '.join(writers)}")
-    results = collect_results(folder, folder.read_sweep())
+    sweep = folder.read_sweep()
+    results = collect_results(sweep, status_table.read_current_states(folder, sweep))
     tables = make_tables(results, baseline)
     markdown = table_text.write_markdown(tables, results.formats, results.notes)
     try:
@@ -54,8 +55,7 @@ def describe_sweep(
     folder: SweepFolder, results: Results, tables: Sequence[SweepTable]
 ) -> dict[str, Any]:
     """Returns the contents of the page of a sweep, as for the template sweep.html."""
-    sweep = results.sweep
-    states = status_table.read_current_states(folder, sweep)
+    sweep, states = results.sweep, results.states
     return {
         "title": folder.path.name,
         "source": sweep.source,

@@ -98,9 +98,9 @@ def write_markdown(
 def _make_columns(table: SweepTable, formats: Formats) -> tuple[list[str], list[list[str]]]:
     """Returns the heads and the rows of a table. Columns without any content are left out."""
     heads, columns = ["arm"], [[row.name + " (baseline)" * row.is_baseline for row in table.rows]]
-    for title, head in zip(table.columns, describe_columns(table, formats)[1], strict=True):
+    for title, parts in zip(table.columns, describe_columns(table, formats)[1], strict=True):
         form, cells = formats[title], [row.cells.get(title) for row in table.rows]
-        heads.append(", ".join(filter(None, head)))
+        heads.append(", ".join(filter(None, parts)))
         columns.append([describe_value(cell, form) for cell in cells])
         for head, texts in (
             ("published", [describe_reference(cell, form) for cell in cells]),

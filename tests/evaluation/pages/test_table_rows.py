@@ -38,7 +38,7 @@ def rows_of(table):
     "changes", [{"frames": 4}, {"seed": 1}, {"knn__temperature": 0.1}, {"videos": {"val": "w"}}]
 )
 def test_gains_are_differences_under_the_same_conditions(changes):
-    """Each encoder is compared with the random encoder of its own clips and options."""
+    """Each encoder is compared with the random encoder that has the same clips and options."""
     first = make_result([make_row("encoder", 0.5), make_row("random", 0.4)])
     videos = changes.pop("videos", None)
     second = make_result([make_row("encoder", 0.5), make_row("random", 0.6)], **changes)

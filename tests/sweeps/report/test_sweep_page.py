@@ -8,6 +8,7 @@ import pytest
 from fake_sweeps import make_sweep, run
 
 from invnext_jax.errors import UserError
+from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.arms import Column
 from invnext_jax.sweeps.report.results import collect_results
 from invnext_jax.sweeps.report.sweep_page import write_tables
@@ -66,12 +67,16 @@ def test_cells_without_a_value_show_the_state(finished, tmp_path, restore_states
     assert "Failed jobs" in page and "&lt;the last line&gt;" in page
 
 
+def collect(folder, sweep):
+    return collect_results(sweep, status_table.read_current_states(folder, sweep))
+
+
 def with_columns(folder, **columns):
     return dataclasses.replace(folder.read_sweep(), columns=columns)
 
 
 def test_a_training_can_be_a_column(finished):
-    values = collect_results(finished, with_columns(finished, loss=Column("s2", "loss"))).values
+    values = collect(finished, with_columns(finished, loss=Column("s2", "loss"))).values
     assert values["", "b", "loss"][1].value == pytest.approx(2.1)
 
 
@@ -86,7 +91,7 @@ def test_a_training_column_is_the_last_logged_value_of_its_metric(finished):
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + before)
     columns = {name: Column("s2", name) for name in ("loss", "rank", "x")}
     try:
-        values = collect_results(finished, with_columns(finished, **columns)).values
+        values = collect(finished, with_columns(finished, **columns)).values
     finally:
         path.write_text(before)
     assert values["", "b", "loss"][0].value == json.loads(before)["loss"]
@@ -102,7 +107,7 @@ def test_a_column_that_no_job_has_is_reported(finished, tmp_path):
         "c": Column("s2", "loss"),
     }
     sweep = with_columns(finished, **columns)
-    first, second = collect_results(finished, sweep).notes
+    first, second = collect(finished, sweep).notes
     assert "step 's2' has a value for the column 'a' (metric='los'): correct the column" in first
     assert "step 'probe' has a value for the column 'b' (task='shap')" in second
     before = finished.read_sweep()
@@ -118,7 +123,7 @@ def test_a_published_value_of_no_column_is_reported(finished):
     sweep = finished.read_sweep()
     arms = [dataclasses.replace(arm, reference={"K400": 1.0}) for arm in sweep.arms]
     sweep = dataclasses.replace(sweep, arms=tuple(arms))
-    (note,) = collect_results(finished, sweep).notes
+    (note,) = collect(finished, sweep).notes
     assert "The table has no column 'K400', for which arms have a published value" in note
 
 
@@ -137,9 +142,9 @@ def test_a_column_that_is_not_unique_is_a_user_error(finished):
     path.write_text(json.dumps(results))
     try:
         with pytest.raises(UserError, match="the column 'x' of the sweep selects 2 rows.*--config"):
-            collect_results(finished, with_columns(finished, x=Column("probe")))
+            collect(finished, with_columns(finished, x=Column("probe")))
         column = Column("probe", evaluator="knn")
-        assert collect_results(finished, with_columns(finished, x=column)).values
+        assert collect(finished, with_columns(finished, x=column)).values
     finally:
         path.write_text(before)
 
