@@ -23,7 +23,7 @@ from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.head_training import HeadTraining, TrainedHeads
 from invnext_jax.evaluation.inputs import EvalInputs
-from invnext_jax.evaluation.truth.truth import Truth
+from invnext_jax.evaluation.truth.truth import SkippedRows, Truth
 from invnext_jax.training import mesh as mesh_lib
 
 Batch = Mapping[str, np.ndarray]
@@ -76,6 +76,22 @@ def open_truths(
         for split, truth in truths.items()
     }
     return stored, "tokens"
+
+
+def note_skipped(
+    inputs: EvalInputs, evaluator: str, clips: str, skipped: SkippedRows, count: int
+) -> None:
+    """Adds a note about rows without readable ground truth, if there are any.
+
+    Args:
+      inputs: the inputs of the evaluator.
+      evaluator: its name.
+      clips: what the rows are, in words.
+      skipped: the skipped rows.
+      count: number of all rows.
+    """
+    if text := skipped.describe(count):
+        inputs.notes.add(f"{evaluator}, {clips}: {text}")
 
 
 class HeadFitting:

@@ -7,6 +7,7 @@ Shape key: b clips, n clips of a split, t frames, h w pixels, l layers, n tokens
 of the grid, z metrics.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -102,14 +103,14 @@ class Depth:
             saved=inputs.state_file(self.name, json_settings, self.hash_files(config)),
         )
         clips.close()
-        if text := clips.skipped.describe(len(train_rows)):
-            inputs.notes.add(f"{self.name}, training clips: {text}")
+        note = functools.partial(head_fitting.note_skipped, inputs, self.name)
+        note("training clips", clips.skipped, len(train_rows))
         score = _Scoring(fitting, trained.params, limits, config, source, title)
         held = score(truths["train"], held_rows) if len(held_rows) else None
+        note("training clips that select the head", score.skipped, len(held_rows))
         is_encoder = inputs.name == "encoder"
         val = score(truths["val"], np.arange(len(truths["val"])), mean if is_encoder else None)
-        if text := score.skipped.describe(len(truths["val"])):
-            inputs.notes.add(f"{self.name}, held-out clips: {text}")
+        note("held-out clips", score.skipped, len(truths["val"]))
         errors = [
             None if part is None else _mean_error(part["heads"], settings) for part in (held, val)
         ]

@@ -6,6 +6,7 @@ Boxes and points that do not move are the lower baseline.
 Shape key: b clips, n clips of a split, t frames, k objects or points, z metrics, 2 = (x, y).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -102,13 +103,13 @@ class Tracking:
                 saved=inputs.state_file(f"{self.name}-{target}", *key, target),
             )
             clips.close()
-            if text := clips.skipped.describe(len(train_rows)):
-                inputs.notes.add(f"{self.name}, training clips: {text}")
+            note = functools.partial(head_fitting.note_skipped, inputs, self.name)
+            note("training clips", clips.skipped, len(train_rows))
             score = _Scoring(fitting, trained.params, target, names, config.batch_size, title)
             held = score(truths["train"], held_rows) if len(held_rows) else None
+            note("training clips that select the head", score.skipped, len(held_rows))
             val = score(truths["val"], np.arange(len(truths["val"])))
-            if text := score.skipped.describe(len(truths["val"])):
-                inputs.notes.add(f"{self.name}, held-out clips: {text}")
+            note("held-out clips", score.skipped, len(truths["val"]))
             errors = [part and -_mean_score(part) for part in (held, val)]
             chosen = head_fitting.choose_heads(settings, trained, *errors)
             task = target if settings.data == "boxes" else f"{settings.data} {target}"

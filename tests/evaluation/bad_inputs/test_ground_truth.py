@@ -6,11 +6,15 @@ import importlib
 import json
 import shutil
 
+import numpy as np
 import pytest
+import toy_evaluation
 import truth_layouts
 from toy_evaluation import check_error, set_options
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation import evaluate
+from invnext_jax.evaluation.dense import truth_clips
 from invnext_jax.evaluation.truth import epic_kitchens
 
 
@@ -39,7 +43,11 @@ def damage_truth(folder):
 
 def cut_files(folder, kind):
     for path in folder.rglob(f"*.{kind}"):
-        path.write_bytes(path.read_bytes()[:60])
+        cut_file(path)
+
+
+def cut_file(path):
+    path.write_bytes(path.read_bytes()[:60])
 
 
 def write_scannet(folder, change=nothing):
@@ -198,3 +206,18 @@ def test_bad_annotations_of_epic_kitchens_end_in_one_sentence(edit, sentence, tm
     path.write_text(edit(path.read_text()))
     with pytest.raises(UserError, match=sentence):
         epic_kitchens.write_manifests(tmp_path, tmp_path / "videos", tmp_path / "out")
+
+
+@pytest.mark.parametrize("evaluator", ["depth", "tracking"])
+def test_damaged_clips_that_select_the_head_are_noted(evaluator, folder):
+    """A grid of two learning rates holds out training clips."""
+    config, *_ = toy_evaluation.make_configs(folder, (evaluator,))
+    section = config[evaluator]
+    section.held_out = 0.5
+    held = truth_clips.hold_out_videos(np.arange(8), section.held_out, config.seed)[1]
+    assert len(section.learning_rates) > 1 and len(held) > 1
+    cut_file(folder / "data" / "gt" / "train" / f"{held[0]:06d}.npz")
+    notes = evaluate.evaluate_checkpoint(config, folder / "results")["notes"]
+    (note,) = [note for note in notes if "select the head" in note]
+    assert note.startswith(f"{evaluator}, training clips that select the head: ")
+    assert "cannot be read" in note
