@@ -169,7 +169,7 @@ def _evaluate(
     ]
     if encoder.pool_width and "pool" in config.poolings and encoder.loaded:
         if heads.is_untrained_pool(encoder.loaded.pool):
-            notes.append(f"The rows of the pool say nothing: {heads.UNTRAINED_POOL}.")
+            notes.append(f"The rows of the pool are not meaningful: {heads.UNTRAINED_POOL}.")
     for note in notes:
         log_on_process_0(f"note: {note}")
     measurements = []

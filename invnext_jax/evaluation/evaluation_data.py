@@ -54,6 +54,7 @@ class EvaluationData:
         self.unreadable: dict[str, set[int]] = {split: set() for split in SPLITS}
         self._videos: dict[str, tuple[LabeledVideos, pipeline.EvalDataset]] = {}
         self._truths: dict[tuple, Truth] = {}
+        self._read: dict[str, manifest_lib.Manifest] = {}
         self.tasks = tasks
         self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
         self.digests = {
@@ -113,15 +114,21 @@ class EvaluationData:
     def feature_source(self, split: str, views: int) -> FeatureSource:
         """Returns what `FeatureCache.get` needs to read the videos of a split."""
         data = self.config.data
-        rules = AccessRules.from_config(data)
         return FeatureSource(
-            rows=len(manifest_lib.read_manifest(self.manifests[split], rules)),
+            rows=len(self._read_manifest(split)),
             clip_shape=(data.frames, data.size, data.size, 3),
             batch_size=self.videos_of_batch(views),
             make_batches=lambda rows, block: self.batches(
                 split, views=views, rows=rows, block=block
             ),
         )
+
+    def _read_manifest(self, split: str) -> manifest_lib.Manifest:
+        """Returns the manifest of a split. The first call reads it."""
+        if split not in self._read:
+            rules = AccessRules.from_config(self.config.data)
+            self._read[split] = manifest_lib.read_manifest(self.manifests[split], rules)
+        return self._read[split]
 
     def videos(self, split: str) -> LabeledVideos:
         """Returns all videos of a split. The first call reads them into memory."""
@@ -148,8 +155,7 @@ class EvaluationData:
         notes = []
         for split, words in SPLITS.items():
             if rows := sorted(self.unreadable[split]):
-                rules = AccessRules.from_config(self.config.data)
-                manifest = manifest_lib.read_manifest(self.manifests[split], rules)
+                manifest = self._read_manifest(split)
                 examples = ", ".join(ascii(manifest[row].name) for row in rows[:EXAMPLES])
                 notes.append(
                     f"{len(rows)} of {len(manifest)} {words} videos could not be read, such as "

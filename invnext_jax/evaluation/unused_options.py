@@ -12,7 +12,7 @@ from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 
 # Options of `config.data` that are used only for training with augmentation.
 _AUGMENTATION = {"crop", "crop_scales", "crop_area", "crop_aspect", "jitter", "flip"}
-_TRAINING = _AUGMENTATION | {"weights", "held_out", "on_bad", "max_bad_share"}
+TRAINING = _AUGMENTATION | {"weights", "held_out", "on_bad", "max_bad_share"}
 
 
 def check_overrides(
@@ -48,7 +48,7 @@ def find_unused(config: Any, evaluators: Sequence[Evaluator]) -> dict[str, str]:
       evaluators: the evaluators in `config.evaluators`.
     """
     running = [e for e in evaluators if config.controls or not e.is_baseline]
-    names = tuple(_leaves(config.to_dict()))
+    names = tuple(name for name, _ in leaves(config.to_dict()))
     unused = _find_unused_data(config, running, names)
     if any(not hasattr(evaluator, "options") for evaluator in running):
         return unused
@@ -83,7 +83,7 @@ def _find_unused_data(
     change = f"set config.{switches[0]}.augment=True" if switches else "remove the option"
     for name in names:
         parts = name.split(".")
-        if parts[0] == "data" and (parts[1] in _TRAINING or parts[-1] in _AUGMENTATION):
+        if parts[0] == "data" and (parts[1] in TRAINING or parts[-1] in _AUGMENTATION):
             unused[name] = (
                 f"the clips of this evaluation are neither augmented nor sampled randomly: {change}"
             )
@@ -107,13 +107,18 @@ def _has_augment(section: Any) -> bool:
 
 
 def _reads(evaluator: Evaluator, name: str) -> bool:
-    options = getattr(evaluator, "options", ())
+    return is_part(name, getattr(evaluator, "options", ()))
+
+
+def is_part(name: str, options: Iterable[str]) -> bool:
+    """Returns whether an option is one of the given options, or in one of the given sections."""
     return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the value of each option of a config."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", value

@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from invnext_jax.checkpointing import video_digests
@@ -67,7 +68,8 @@ def hash_world(config: Any) -> str:
     rules = AccessRules.from_config(config.data)
     paths = []
     for name in filter(os.path.isfile, names):
-        paths += world.list_files(manifest_lib.read_manifest([name], rules))
+        manifest = manifest_lib.read_manifest([name], rules)
+        paths += [str(world.find_file(Path(p))) for p in video_digests.list_files(manifest)]
     return _hash_paths(paths, config.data.clip_seconds)
 
 

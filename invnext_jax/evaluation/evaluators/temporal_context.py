@@ -7,7 +7,6 @@ difference between their losses is small, a model that ignores motion can solve 
 Shape key: b clips, t frames, h w pixels, c channels.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from invnext_jax.evaluation.head_training import HeadTraining, select_head
 from invnext_jax.evaluation.heads import frame_context
 from invnext_jax.evaluation.heads.frame_context import TARGETS
 from invnext_jax.evaluation.inputs import EvalInputs
+from invnext_jax.evaluation.metrics.intervals import mean_standard_error
 from invnext_jax.evaluation.video_scores import VideoScores
 from invnext_jax.models.patches import normalize
 from invnext_jax.objectives import masks
@@ -36,8 +36,8 @@ GAIN = "gain from other frames"
 class TemporalContext:
     """Losses of a predictor that sees all frames and of one that sees a single frame.
 
-    The predictors have the sizes of the checkpoint's config and random initial parameters. It
-    returns no rows for encoders of other projects.
+    The predictors have the sizes of the checkpoint's config and random initial parameters. The
+    evaluator returns no rows for encoders of other projects.
     """
 
     name = "temporal_context"
@@ -62,21 +62,19 @@ class TemporalContext:
         """Trains the predictors and measures their losses on the held-out videos."""
         loaded = inputs.encoder.loaded
         if loaded is None or "predictor" not in loaded.config:
-            print(f"{self.name}: {inputs.encoder.name} has no predictor, skipped", flush=True)
+            inputs.notes.add(f"{self.name}: {inputs.encoder.name} has no predictor, skipped")
             return []
-        rows = []
+        rows, index_b = [], inputs.dataset.videos("val").index_b
         for target in config.temporal_context.targets:
             loss = {}
             for what, all_frames in INPUTS.items():
-                losses_b, index_b = _measure(inputs, config, target, all_frames=all_frames)
-                loss[what] = losses_b
-                rows.append(self._make_row(inputs, what, target, losses_b, index_b))
+                loss[what] = _measure(inputs, config, target, all_frames=all_frames)
+                rows.append(self._make_row(inputs, what, target, loss[what], index_b))
             gain_b = loss["own frame"] - loss["all frames"]
             rows.append(self._make_row(inputs, GAIN, target, gain_b, index_b))
         return rows
 
     def _make_row(self, inputs: EvalInputs, what, target, score_b, index_b) -> Row:
-        count = len(score_b)
         return Row(
             evaluator=self.name,
             name=inputs.name,
@@ -84,8 +82,8 @@ class TemporalContext:
             task=target,
             metric="prediction_gain" if what == GAIN else "prediction_loss",
             value=float(np.mean(score_b)),
-            standard_error=float(np.std(score_b, ddof=1) / math.sqrt(count)) if count > 1 else None,
-            n=count,
+            standard_error=mean_standard_error(score_b),
+            n=len(score_b),
             scores=VideoScores(index_b, score_b),
         )
 
@@ -100,10 +98,8 @@ def _mask_settings(settings: Any) -> Any:
     return ml_collections.ConfigDict({**settings.mask, "kind": "multi_block", **unused})
 
 
-def _measure(
-    inputs: EvalInputs, config: Any, target: str, *, all_frames: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Trains a predictor; returns the loss of each held-out video and its row in the manifest."""
+def _measure(inputs: EvalInputs, config: Any, target: str, *, all_frames: bool) -> np.ndarray:
+    """Trains a predictor; returns the loss of each held-out video, float32 [b]."""
     settings, loaded = config.temporal_context, inputs.encoder.loaded
     train, val = (inputs.dataset.videos(split) for split in ("train", "val"))
     run_config = loaded.config.copy_and_resolve_references()
@@ -163,7 +159,7 @@ def _measure(
         batch = {"video": pad_for_devices(padded, mesh)}
         loss_b = run(inputs.encoder.params, params, batch, jax.random.fold_in(key, first))
         found.append(np.asarray(loss_b)[: len(part)])
-    return np.concatenate(found), val.index_b
+    return np.concatenate(found)
 
 
 def _sample_batch(

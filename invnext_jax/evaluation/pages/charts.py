@@ -122,11 +122,10 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
       A list of dicts with `title`, `caption`, `svg` and `legend`, which lists (name, color, last
       value).
     """
-    names = sorted({name for record in records for name in record} - {"step"})
-    points = _find_points(records, names)
+    points = _find_points(records)
     charts = []
     for spec in CHARTS:
-        found = [name for name in names if name in points and re.fullmatch(spec.pattern, name)]
+        found = sorted(name for name in points if re.fullmatch(spec.pattern, name))
         series = {name: points[name] for name in found[:MAX_LINES]}
         if series:
             legend = [
@@ -140,15 +139,12 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
     return charts
 
 
-def _find_points(
-    records: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[str, list[tuple[int, float]]]:
-    """Returns (step, value) of those metrics that a chart shows and that have a value."""
-    shown = {n for n in names if any(re.fullmatch(spec.pattern, n) for spec in CHARTS)}
+def _find_points(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Returns (step, value) of the metrics that have a value."""
     points: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for name, value in record.items():
-            if value is not None and name in shown:
+            if value is not None:
                 points.setdefault(name, []).append((record["step"], value))
     return points
 

@@ -77,12 +77,12 @@ def read_strips(
         return {}
 
 
-def has_local_videos(manifest: Any) -> bool:
-    """Returns whether manifests are local and refer to local videos only."""
+def read_local(names: Any) -> Manifest | None:
+    """Reads local manifests of local videos; returns None if one of them is not local."""
     try:
-        return bool(_open_local(manifest))
+        return _open_local(names)
     except (UserError, OSError, ValueError):
-        return False
+        return None
 
 
 def _open_local(names: Any) -> Manifest:
@@ -169,7 +169,7 @@ def hash_current_videos(names: str, digest: str, seconds: float) -> str:
 
 
 def clear_caches() -> None:
-    """Forgets manifests and hashes of videos, which may have been replaced since they were read."""
+    """Clears the cached manifests and hashes of videos, which may have been replaced."""
     hash_current_videos.cache_clear()
     video_labels.read_unchanged.cache_clear()
 

@@ -71,13 +71,13 @@ class Evaluation:
 
     def find_options(self, evaluator: str) -> dict[str, Any]:
         """Returns the options of the rows of an evaluator; see `row_options.find_options`."""
-        if evaluator not in self._options:
-            self._options[evaluator] = row_options.find_options(self.results, evaluator)
         return self._options[evaluator]
 
     @functools.cached_property
     def _options(self) -> dict[str, dict[str, Any]]:
-        return {}
+        """The options of the rows by evaluator."""
+        names = {row["evaluator"] for row in self.results["rows"]}
+        return {name: row_options.find_options(self.results, name) for name in names}
 
     def read_scores(self, row: Mapping[str, Any]) -> video_scores.VideoScores | None:
         """Returns the score of each video of a row; None if they were not stored."""

@@ -1,12 +1,14 @@
 """The options on which the rows of an evaluator depend, and their differences between results."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from invnext_jax.evaluation import unused_options
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.feature_store import feature_cache
 from invnext_jax.evaluation.pages import row_names
+from invnext_jax.evaluation.unused_options import is_part
+from invnext_jax.json_file import hash_json
 
 # Options that no row depends on, or that other fields of the results describe: the checkpoint, the
 # hashes of the manifests, and the clips.
@@ -24,8 +26,7 @@ _SELECTIONS = {
     "temporal_context": {"temporal_context.targets"},
 }
 # Options of `config.data` that are used only if the clips of training are augmented.
-_AUGMENTATION = ("crop", "flip", "jitter", "weights", "repeats", "on_bad", "max_bad_share")
-_AUGMENTATION += ("by_source",)
+_AUGMENTATION = unused_options.TRAINING | {"repeats", "by_source"}
 
 
 def find_options(results: Mapping[str, Any], evaluator: str) -> dict[str, Any]:
@@ -44,15 +45,15 @@ def find_options(results: Mapping[str, Any], evaluator: str) -> dict[str, Any]:
         isinstance(config.get(name), Mapping) and config[name].get("augment") for name in own or ()
     )
     found = {}
-    for name, value in _leaves(config):
+    for name, value in unused_options.leaves(config):
         section, *rest = name.split(".")
         if name in _NOT_COMPARED or name in _CLIPS or name in _SELECTIONS.get(evaluator, ()):
             continue
-        if section == "data" and not is_augmented and rest and rest[0].startswith(_AUGMENTATION):
+        if section == "data" and not is_augmented and rest and rest[0] in _AUGMENTATION:
             continue
         if section != "data" and rest and rest[-1] in _PLACES:
             continue
-        if own is None or _is_part(name, own) or not _is_part(name, others):
+        if own is None or is_part(name, own) or not is_part(name, others):
             found[name] = value
     return found
 
@@ -90,14 +91,14 @@ def find_clips(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_key(results: Mapping[str, Any], evaluator: str, *, with_encoder: bool = True) -> str:
-    """Returns a text that is equal for results whose reference rows must be equal.
+    """Returns a hash that is equal for results whose reference rows must be equal.
 
     It contains the data, the clips, and the options of the evaluator; and, if `with_encoder` is
     set, the sizes of the encoder but not its parameters.
     """
     rows = [row for row in results["rows"] if row["evaluator"] == evaluator]
-    own_data = {_write([row.get("videos_key"), row.get("videos_digest")]) for row in rows}
-    return _write(
+    own_data = {hash_json([row.get("videos_key"), row.get("videos_digest")]) for row in rows}
+    return hash_json(
         [
             *(results.get(name) for name in ("manifests", "videos")),
             results.get("encoder") if with_encoder else None,
@@ -106,19 +107,3 @@ def make_key(results: Mapping[str, Any], evaluator: str, *, with_encoder: bool =
             find_options(results, evaluator),
         ]
     )
-
-
-def _is_part(name: str, options) -> bool:
-    return any(name == option or name.startswith(f"{option}.") for option in options)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _write(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -76,15 +76,16 @@ def _check_sizes(run: ReportedRun) -> None:
 
 
 def _draw_clips(runs, results, count: int, rules: AccessRules | None) -> dict[str, Any]:
-    held_out = [result["run"].get("config", {}).get("val_manifest") for result in results]
-    held_out = [name for name in held_out if clip_strips.has_local_videos(name)]
-    names = held_out[0] if held_out else runs[0].config.data.manifest
-    if held_out:
-        manifest = manifest_lib.read_manifest(names)
-    elif rules is None:
-        manifest = clip_strips.open_manifest_of_run(runs[0])
-    else:
-        manifest = manifest_lib.read_manifest(names, rules)
+    held_out = (result["run"].get("config", {}).get("val_manifest") for result in results)
+    found = ((name, clip_strips.read_local(name)) for name in held_out)
+    names, manifest = next((pair for pair in found if pair[1] is not None), (None, None))
+    is_held_out = manifest is not None
+    if not is_held_out:
+        names = runs[0].config.data.manifest
+        if rules is None:
+            manifest = clip_strips.open_manifest_of_run(runs[0])
+        else:
+            manifest = manifest_lib.read_manifest(names, rules)
     rows: list[list[dict[str, str]]] = [[] for _ in range(count)]
     video_bthwc, index_b = _read_clips(runs[0].config, manifest, count)
 
@@ -105,7 +106,7 @@ def _draw_clips(runs, results, count: int, rules: AccessRules | None) -> dict[st
             notes.append(f"{run.title}: no masks or reconstructions, because {error}.")
             logging.warning("%s", notes[-1])
         maps.append((run.title, config, params["encoder"], clips))
-    # The checkpoint is read first, because it proves the sizes in the config.
+    # The checkpoint is read first: its parameters are compared with the sizes in the config.
     untrained = pretrained.init_encoder(first.config, seed=first.config.seed)
     maps.insert(0, ("random initialization", first.config, untrained, video_bthwc))
     for title, config, params, clips in maps:
@@ -118,7 +119,7 @@ def _draw_clips(runs, results, count: int, rules: AccessRules | None) -> dict[st
         notes.append("No captions: there is no caption file next to the manifest.")
     title = ", ".join(Path(name).name for name in manifest_lib.split_names(names))
     shown = [{"name": n, "strips": row} for n, row in zip(captions, rows, strict=False) if row]
-    return {"clips": shown, "notes": notes, "manifest": title, "held": bool(held_out)}
+    return {"clips": shown, "notes": notes, "manifest": title, "held": is_held_out}
 
 
 FEATURES_CAPTION = (

@@ -142,16 +142,10 @@ class WorldTruth:
             self._specs[folder] = files.read_spec(path.parents[1], path.parent.name)
         if not path.stem.isdecimal():
             raise UserError(f"{path} is not a clip of a world: its name is not a number")
-        return _Location(self._specs[folder], int(path.stem), _find_file(path))
+        return _Location(self._specs[folder], int(path.stem), find_file(path))
 
 
-def list_files(manifest: manifest_lib.Manifest) -> list[str]:
-    """Returns the ground-truth files of the clips of a written world that exist, in row order."""
-    paths = (p for p in manifest.paths if not video_io.is_world(p) and not video_io.is_remote(p))
-    return [str(file) for path in map(Path, paths) if (file := _find_file(path)).is_file()]
-
-
-def _find_file(path: Path) -> Path:
+def find_file(path: Path) -> Path:
     """Returns the ground-truth file of a clip."""
     return path.parent.parent / "gt" / path.parent.name / f"{path.stem}.npz"
 

@@ -177,4 +177,4 @@ def test_reports_show_clips_of_local_manifests_with_local_videos_only(tmp_path):
         *((str(local), True), (WORLD, True), (str(remote), False), (f"{local},{remote}", False)),
         *(("https://127.0.0.1:9/x.csv", False), (str(tmp_path / "none.csv"), False), (None, False)),
     ):
-        assert clip_strips.has_local_videos(name) == expected
+        assert (clip_strips.read_local(name) is not None) == expected
