@@ -48,9 +48,16 @@ class Profiler:
         self._folder = pathlib.Path(workdir) / FOLDER
 
     def start_if_due(self, step: int) -> None:
-        """Starts the trace before the first step of the window."""
+        """Starts the trace before the first step of the window.
+
+        The stacks of Python calls are not traced. Their tracer installs a profile function in every
+        new thread, and Python 3.11 ends threads that start at the same time with a RuntimeError: a
+        thread that saves a checkpoint would be lost.
+        """
         if not self._running and self._window[0] < step <= self._window[1]:
-            jax.profiler.start_trace(str(self._folder))
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(str(self._folder), profiler_options=options)
             self._running = True
 
     def stop_if_due(self, step: int, arrays: Any) -> pathlib.Path | None:
