@@ -3,11 +3,12 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from invnext_jax.errors import UserError
 
 MAX_SIZE = 2**32  # maximum number of characters of a manifest
+MAX_LINE = 2**24  # maximum number of characters of a line, which may contain captions
 
 
 def format_csv(rows: Iterable[Sequence[Any]]) -> str:
@@ -79,14 +80,16 @@ def check_cells(
         )
 
 
-def limit_size(lines: Iterable[str], max_size: int = MAX_SIZE) -> Iterator[str]:
-    """Yields lines of a file, which may come from a server that never ends it.
+def read_lines(file: TextIO, max_size: int = MAX_SIZE) -> Iterator[str]:
+    """Yields the lines of a file, which may be sparse, or come from a server that never ends it.
 
     Raises:
-      csv.Error: The lines have more than `max_size` characters.
+      csv.Error: A line has more than `MAX_LINE` characters, or all lines more than `max_size`.
     """
     size = 0
-    for line in lines:
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise csv.Error(f"it has a line of more than {MAX_LINE} characters")
         size += len(line)
         if size > max_size:
             raise csv.Error(f"it has more than {max_size} characters")

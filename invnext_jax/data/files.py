@@ -40,21 +40,23 @@ def check_kind(status: os.stat_result, name: str | os.PathLike) -> None:
         raise OSError(errno.ENXIO, "not a regular file", os.fspath(name))
 
 
-def check_status(status: os.stat_result, name: str | os.PathLike) -> None:
+def check_status(
+    status: os.stat_result, name: str | os.PathLike, max_bytes: int = MAX_FILE_BYTES
+) -> None:
     """Checks from its status that a file is a regular file or a folder, and is not empty.
 
     Files in /proc have the size 0. Reading some of them raises the same I/O errors as a broken
-    disk.
+    disk, and others are almost endless.
 
     Raises:
-      OSError: As in `check_kind`, or the file is empty or has more than `MAX_FILE_BYTES` bytes.
+      OSError: As in `check_kind`, or the file is empty or has more than `max_bytes` bytes.
           `demux.error_kind` returns "corrupt" for such files.
     """
     check_kind(status, name)
     if not status.st_size:
         raise OSError(demux.EMPTY_ERRNO, "empty file", os.fspath(name))
-    if status.st_size > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES} bytes", os.fspath(name))
+    if status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", os.fspath(name))
 
 
 class LocalFile(io.FileIO):

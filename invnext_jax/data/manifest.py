@@ -195,7 +195,7 @@ def _read_file(path: str, rules: AccessRules) -> Manifest:
     rules.check_manifest(path)
     try:
         with video_io.open_text(path) as file:
-            rows = csv.reader(csv_text.limit_size(file))
+            rows = csv.reader(csv_text.read_lines(file))
             columns = next(rows, [])
             missing = [name for name in ("path", "source") if name not in columns]
             if missing:

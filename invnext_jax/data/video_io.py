@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, TextIO
 
+from invnext_jax import csv_text
 from invnext_jax.data import decode, index_files, shards
 from invnext_jax.data import files as files_lib
 from invnext_jax.errors import UserError
@@ -25,6 +26,7 @@ from invnext_jax.video.frame_index import PacketIndex
 MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
 MAX_PATH_BYTES = 4096  # as on Linux
 MAX_URL_BYTES = 8192
+MAX_MANIFEST_BYTES = 4 * csv_text.MAX_SIZE  # a character has at most 4 bytes
 DIGEST_BYTES = 2**16  # number of bytes hashed at each end of a file
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -89,14 +91,17 @@ def open_text(name: str) -> TextIO:
 
 
 def hash_files(names: Sequence[str]) -> str:
-    """Returns the SHA-256 of the concatenated bytes of local or remote files.
+    """Returns the SHA-256 of the concatenated bytes of local or remote manifests.
 
     Raises:
-      OSError: A file cannot be opened.
+      OSError: A file cannot be opened, is empty (as those in /proc, which may never end), or has
+          more than `MAX_MANIFEST_BYTES`.
       UserError: As in `files_lib.check_protocol`.
     """
     digest = hashlib.sha256()
     for name in names:
+        if not is_remote(name):
+            files_lib.check_status(os.stat(name), name, MAX_MANIFEST_BYTES)
         with files_lib.open_remote(name) if is_remote(name) else open_regular(name) as file:
             while data := file.read(files_lib.BLOCK_BYTES):
                 digest.update(data)

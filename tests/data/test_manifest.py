@@ -196,7 +196,24 @@ def test_a_pipe_or_a_device_is_not_read_as_a_manifest(tmp_path):
 
 
 def test_a_manifest_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest_lib.csv_text.limit_size, "__defaults__", (100,))
+    monkeypatch.setattr(manifest_lib.csv_text.read_lines, "__defaults__", (100,))
     path = write(tmp_path, "path,source\n" + "a.mp4,a\n" * 20)
     with pytest.raises(UserError, match="cannot be read: it has more than 100 characters"):
         manifest_lib.read_manifest(str(path))
+
+
+def test_a_manifest_with_an_endless_line_is_refused(tmp_path):
+    path = write(tmp_path, "path,source\n")
+    os.truncate(path, 2**40)  # a sparse file; reading all of it would fill the memory
+    with pytest.raises(UserError, match="cannot be read: it has a line of more than 16777216"):
+        manifest_lib.read_manifest(str(path))
+
+
+def test_only_files_that_may_be_manifests_are_hashed(tmp_path):
+    (tmp_path / "proc.csv").symlink_to("/proc/self/pagemap")  # regular, but has 256 GiB
+    with pytest.raises(OSError, match="empty file"):
+        manifest_lib.hash_manifests(str(tmp_path / "proc.csv"))
+    path = write(tmp_path, "path,source\n")
+    os.truncate(path, 2**35)
+    with pytest.raises(OSError, match="larger than 17179869184 bytes"):
+        manifest_lib.hash_manifests(str(path))
