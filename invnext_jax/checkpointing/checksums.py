@@ -60,7 +60,8 @@ def translate_read_errors(folder: storage.Path, checksums_match: bool) -> Iterat
     except Exception as error:
         # Orbax raises a plain Exception if one of its own checksums does not match.
         known = (LookupError, TypeError, ValueError, OSError, *storage.CLIENT_ERRORS)
-        known += (AttributeError, RecursionError, MemoryError)  # forged metadata
+        # Metadata is forged.
+        known += (AttributeError, AssertionError, RecursionError, MemoryError)
         if not isinstance(error, known) and type(error) is not Exception:
             raise
         if checksums_match:
@@ -132,8 +133,8 @@ def verify_checksums(folder: storage.Path) -> bool:
                 f"this process cannot find the checkpoint {folder}: mount the same file system on "
                 "all hosts"
             )
-        if name := storage.find_irregular(folder):
-            raise CorruptCheckpointError(f"{name} is not a regular file")
+        if problem := storage.find_unreadable(folder):
+            raise CorruptCheckpointError(problem)
         try:
             with storage.translate_errors():
                 return _verify_share(folder)

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from invnext_jax.errors import UserError, summarize_error
 Path: TypeAlias = pathlib.Path | epath.Path
 COMMIT_FILE = "commit_success.txt"
 MAX_JSON_BYTES = 2**27
+_CHUNK = re.compile(r"[\d.]+|c")  # names of files with parts of arrays that are not in a database
 _BUCKETS = "gs://"
 try:  # these are not subclasses of OSError
     from gcsfs.retry import HttpError
@@ -106,18 +108,25 @@ def list_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def find_irregular(folder: Path) -> str:
-    """Returns the name of an entry that is neither a regular file nor a folder; "" for none.
+def find_unreadable(folder: Path) -> str:
+    """Returns why an entry of a checkpoint must not be read, as a sentence; "" if all may be read.
 
     Reading a named pipe would not return, and links to folders may form a loop. Links to files are
-    followed.
+    followed, except to files in /proc, which have the size 0 and may have no end. Orbax and
+    TensorStore read all files but those of arrays as a whole.
     """
     for parent, folders, files in () if is_bucket(folder) else os.walk(folder):
         links = (name for name in folders if os.path.islink(os.path.join(parent, name)))
         for name in (*links, *files):
+            path = os.path.join(parent, name)
             with contextlib.suppress(OSError):  # a missing file is reported by its checksum
-                if name in folders or not stat.S_ISREG(os.stat(os.path.join(parent, name)).st_mode):
-                    return os.path.relpath(os.path.join(parent, name), folder)
+                status, where = os.stat(path), os.path.relpath(path, folder)
+                is_regular = name not in folders and stat.S_ISREG(status.st_mode)
+                if not is_regular or (os.path.islink(path) and not status.st_size):
+                    return f"{where} is not a regular file"
+                is_array = os.path.basename(parent) == "d" or _CHUNK.fullmatch(name)
+                if not is_array and status.st_size > MAX_JSON_BYTES:
+                    return f"{where} has {status.st_size:,} bytes, more than {MAX_JSON_BYTES:,}"
     return ""
 
 

@@ -108,7 +108,25 @@ def replace_by_pipe(path):
     os.mkfifo(path)
 
 
+def link_to_proc(path):
+    path.unlink()
+    path.symlink_to("/proc/self/pagemap")  # regular, but has 256 GiB
+
+
+def mix_keys(checkpoint):
+    """Makes a parameter both an element of a list and a field of an object."""
+    path = checkpoint / "state/_METADATA"
+    content = json.loads(path.read_text())
+    keys = next(iter(content["tree_metadata"].values()))["key_metadata"]
+    keys[0] = {"key": "0", "key_type": 1}
+    path.write_text(json.dumps(content))
+
+
 FORGERIES = {
+    "large shapes": lambda checkpoint: os.truncate(checkpoint / "state/_METADATA", 2**40),
+    "endless shapes": lambda checkpoint: link_to_proc(checkpoint / "state/_METADATA"),
+    "large database": lambda checkpoint: os.truncate(checkpoint / "state/manifest.ocdbt", 2**40),
+    "keys of two types": mix_keys,
     "pipe": lambda checkpoint: replace_by_pipe(checkpoint / "state/_METADATA"),
     "pipe as checksums": lambda checkpoint: replace_by_pipe(checkpoint / "sums.json"),
     "link to a folder": link_folder,
