@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from invnext_jax import errors, train
 from invnext_jax.multihost import distributed
-from invnext_jax.training import compilation
+from invnext_jax.training import compilation, host_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/stage1.py:tiny."
@@ -30,6 +30,7 @@ flags.mark_flag_as_required("config")
 def main(argv: Sequence[str]) -> None:
     """Trains a stage."""
     del argv
+    host_memory.keep_freed_memory()
     distributed.initialize(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     compilation.enable_cache()
     train.train(_CONFIG.value, _WORKDIR.value, errors.list_overrides())

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from invnext_jax import errors
 from invnext_jax.synthetic_world import train_teacher
-from invnext_jax.training import compilation
+from invnext_jax.training import compilation, host_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/teacher.py:tiny."
@@ -25,6 +25,7 @@ flags.mark_flag_as_required("config")
 def main(argv: Sequence[str]) -> None:
     """Trains the teacher and prints its metrics on held-out clips."""
     del argv
+    host_memory.keep_freed_memory()
     compilation.enable_cache()
     metrics = train_teacher.train(_CONFIG.value, _WORKDIR.value)
     print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

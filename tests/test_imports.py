@@ -157,7 +157,12 @@ LAYERS = {
         {"model_family"},
         {"files", "layout", "model_sizes", "pixel_stats"},
     ],
-    "training": [{"compilation"}, {"step", "recipe"}, {"state"}, {"mesh", "optimizer"}],
+    "training": [
+        {"compilation"},
+        {"step", "recipe"},
+        {"state"},
+        {"mesh", "optimizer", "host_memory"},
+    ],
     "checkpointing": [
         {"manager"},
         {"restore", "save_barrier", "workdir", "run_record"},
