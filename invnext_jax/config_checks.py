@@ -54,6 +54,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"config.checkpoint.best_metric={saving.best_metric!r} is not logged, because "
             "config.eval.every_steps is 0: set it to a number of steps, or select another metric"
         )
+    if saving.keep_best and saving.best_metric.startswith("eval/") and saving.best_mode == "min":
+        raise UserError(
+            "config.checkpoint.best_mode='min' would keep the checkpoints with the lowest "
+            f"{saving.best_metric}, which are the worst: set it to 'max'"
+        )
 
 
 def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, str]:

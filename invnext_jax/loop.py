@@ -195,7 +195,7 @@ def _train(
     timeout = max(consensus.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
     with consensus.all_hosts_agree("the first step", timeout_seconds=timeout):
         train_step, diagnose = _compile(run, pending[0])
-    reporter.start()
+        reporter.start([*train_step.out_info[1], *(diagnose.out_info if diagnose else ())])
     stop_and_save.reset_timer(run.step)
 
     def next_batch() -> dict[str, jax.Array]:

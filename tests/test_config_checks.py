@@ -62,3 +62,11 @@ def test_a_missing_manifest_is_named(config):
 def test_a_best_metric_of_an_evaluation_needs_the_evaluation(config):
     message = breach(config, checkpoint__keep_best=1, checkpoint__best_metric="eval/knn_shape")
     assert "is not logged, because config.eval.every_steps is 0: set it" in message
+
+
+def test_the_worst_checkpoints_of_an_evaluation_are_not_kept_as_the_best(config):
+    config.eval.update(every_steps=10, manifest="val.csv")
+    config.checkpoint.update(keep_best=1, best_metric="eval/knn_shape")
+    assert "the lowest eval/knn_shape, which are the worst" in breach(config)
+    config.checkpoint.best_mode = "max"
+    config_checks.check_config(config)

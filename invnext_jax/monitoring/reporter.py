@@ -65,7 +65,7 @@ class Reporter:
       best_metric: name of the logged metric that `pop_score` returns. "" for none.
       throughput: converts steps per second to FLOP/s and MFU for the log. None logs neither.
       describe_wait: function that returns why the data is slow, for the log of this process.
-      rare_metrics: names of metrics that are logged only at some steps.
+      rare_metrics: names of the metrics of the evaluation during the run.
     """
 
     def __init__(
@@ -102,8 +102,21 @@ class Reporter:
         self._scores: list[float] = []
         self._describe_wait, self._long_waits = describe_wait, 0
 
-    def start(self) -> None:
-        """Starts the timer."""
+    def start(self, metrics: Iterable[str] = ()) -> None:
+        """Starts the timer.
+
+        Args:
+          metrics: names of the metrics and diagnostics of the steps.
+
+        Raises:
+          UserError: there is no such metric as `best_metric`.
+        """
+        known = dict.fromkeys([*metrics, *self._rare_metrics])
+        if self._best_metric and self._best_metric not in known:
+            raise UserError(
+                f"config.checkpoint.best_metric={self._best_metric!r} is not a metric of this run; "
+                f"choose one of {', '.join(known)}"
+            )
         self._timer.restart(self._first_step)
         self._host_timer.restart(self._first_step)
 
@@ -217,18 +230,8 @@ class Reporter:
         return self._host_times.summarize(jax.device_get(times))
 
     def _add_score(self, record: Mapping[str, Any]) -> None:
-        name = self._best_metric
-        if not name:
-            return
-        if name not in record:
-            if name in self._rare_metrics:
-                return
-            raise UserError(
-                f"config.checkpoint.best_metric={name!r} is not a logged metric; choose one of "
-                + ", ".join(dict.fromkeys([*record, *self._rare_metrics]))
-            )
-        if record[name] is not None:
-            self._scores.append(float(record[name]))
+        if record.get(self._best_metric) is not None:
+            self._scores.append(float(record[self._best_metric]))
 
     def pop_score(self) -> float | None:
         """Returns the mean of `best_metric` over the steps logged since the last call, or None."""

@@ -147,4 +147,5 @@ def compile_diagnostics(
     ) -> Metrics:
         return compiled(state.params, state.step, {**frozen, **state.follow}, batch, root_key)
 
+    call.out_info = compiled.out_info  # as a compiled step has it
     return call

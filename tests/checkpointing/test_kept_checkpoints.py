@@ -61,6 +61,18 @@ def test_unknown_best_metric_is_refused_with_a_list(toy_config, tmp_path):
     toy_config.checkpoint.update(keep_best=1, best_metric="accuracy")
     with pytest.raises(UserError, match="best_metric='accuracy' is not a .*loss/distance"):
         train.train(toy_config, tmp_path / "run")
+    assert metrics_file.read_metrics(tmp_path / "run") == []  # before the first step
+
+
+def test_a_diagnostic_that_few_steps_have_can_be_the_best_metric(toy_config, tmp_path):
+    toy_config.log.update(every_steps=1, diagnostics_every_steps=4)
+    toy_config.checkpoint.update(every_steps=2, keep_last=9, keep_best=1)
+    toy_config.checkpoint.best_metric = "encoder_norm"
+    train.train(toy_config, tmp_path / "run")
+    records = metrics_file.read_metrics(tmp_path / "run")
+    norms = {r["step"]: r["encoder_norm"] for r in records if "encoder_norm" in r}
+    metas = [reader.read_json(tmp_path / f"run/checkpoints/{n}", "meta") for n in (2, 4, 6)]
+    assert [meta["score"]["value"] for meta in metas] == [norms[1], norms[4], None]
 
 
 def test_incomplete_checkpoint_is_removed_with_a_warning(
