@@ -269,8 +269,8 @@ def defaults() -> ml_collections.ConfigDict:
             "keep_last": 2,  # Number of the newest checkpoints to keep.
             "keep_every_steps": 0,  # Keep checkpoints at multiples of this step. 0: none.
             "keep_best": 0,  # Number of checkpoints with the best scores to keep in addition.
-            # A metric of the losses, the diagnostics or `eval`. Its mean over the steps logged since
-            # the previous checkpoint is the score of a checkpoint.
+            # A metric of the losses, the diagnostics or `eval`. Its mean over the steps logged
+            # since the previous checkpoint is the score of a checkpoint.
             "best_metric": "loss",
             "best_mode": "min",  # Whether a low ("min") or a high ("max") score is better.
         }

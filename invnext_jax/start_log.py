@@ -36,14 +36,14 @@ def log_start(run: loop.Run) -> None:
             "the mesh axes tensor and sequence extend over several processes, which therefore load "
             "the same clips"
         )
-    if text := _describe_interpolation(run.config):
-        log_on_process_0(text)
+    log_on_process_0(describe_clips(run.config))
     log_on_process_0(describe_mask(run.config))
     if "teacher" in run.frozen:
         log_on_process_0(image_teacher.describe_teacher(run.config))
     log_on_process_0(run.recipe.describe())
-    if (warning := run.recipe.warning()) and jax.process_index() == 0:
-        logging.warning("%s", warning)
+    for warning in filter(None, (run.recipe.warning(), describe_initial_share(run.config))):
+        if jax.process_index() == 0:
+            logging.warning("%s", warning)
     if run.step:
         log_on_process_0(
             f"resumes after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
@@ -53,14 +53,15 @@ def log_start(run: loop.Run) -> None:
         log_on_process_0(f"this checkpoint was saved when the run was aborted: {reason}")
 
 
-def _describe_interpolation(config: Any) -> str:
-    """Returns a sentence if the clips are not those of the encoder's position table, or ""."""
+def describe_clips(config: Any) -> str:
+    """Returns a sentence with the clips, and the encoder's position table if it is interpolated."""
     own = {"data": (config.data.frames, config.data.size)}
     own["encoder"] = config.encoder.frames, config.encoder.size
-    if own["data"] == own["encoder"]:
-        return ""
     clips, table = (f"{n} frames of {side} x {side}" for n, side in own.values())
-    return f"clips of {clips} pixels: the encoder's position table for {table} is interpolated"
+    text = f"clips of {clips} pixels"
+    if own["data"] != own["encoder"]:
+        text += f": the encoder's position table for {table} is interpolated"
+    return text
 
 
 def describe_mask(config: Any) -> str:
@@ -81,6 +82,17 @@ def describe_mask(config: Any) -> str:
     return (
         f"mask {config.mask.kind}: {counts} of the {positions} patches of a frame are visible, "
         f"{masked} are masked"
+    )
+
+
+def describe_initial_share(config: Any) -> str:
+    """Returns a warning if the moving average of the parameters is too slow for the run, or ""."""
+    share = config.ema.decay**config.total_steps  # what remains of the initial values at the end
+    if not config.ema.decay or share < 0.01:
+        return ""
+    return (
+        f"the moving average of the parameters still consists of {share:.0%} initial values after "
+        f"the {config.total_steps:,} steps of the run: lower config.ema.decay={config.ema.decay}"
     )
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from toy_run import FEATURES, KilledError, assert_equal_runs, final_params, kill, untimed
 
-from configs import stage1
-from invnext_jax import start_log, train
+from invnext_jax import train
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.training import compilation
@@ -277,13 +276,3 @@ def test_parts_of_a_group_can_start_from_elsewhere(toy_config, toy_stage, tmp_pa
     taken = final_params(tmp_path / "run")["encoder"]
     np.testing.assert_array_equal(taken["kernel"], kernel)
     assert not np.any(taken["bias"])
-
-
-def test_the_log_has_the_numbers_of_whole_patches_of_a_mask():
-    config = stage1.get_config("tiny")
-    config.mask.update(kind="tube", ratio=0.8)  # 12.8 of 16 patches
-    text = "mask tube: 4 of the 16 patches of a frame are visible, 75.0% are masked"
-    assert start_log.describe_mask(config) == text
-    config.mask.kind = "multi_block"
-    text = "6 and 3 of the 16 patches of a frame are visible, 62.5% and 81.2% are masked"
-    assert start_log.describe_mask(config) == f"mask multi_block: {text}"
