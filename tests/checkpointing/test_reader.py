@@ -113,12 +113,12 @@ def link_to_proc(path):
     path.symlink_to("/proc/self/pagemap")  # regular, but has 256 GiB
 
 
-def mix_keys(checkpoint):
-    """Makes a parameter both an element of a list and a field of an object."""
+def skip_elements(checkpoint):
+    """Makes a parameter the last element of a list without other elements."""
     path = checkpoint / "state/_METADATA"
     content = json.loads(path.read_text())
     keys = next(iter(content["tree_metadata"].values()))["key_metadata"]
-    keys[0] = {"key": "0", "key_type": 1}
+    keys[:] = [{"key": "list", "key_type": 2}, {"key": "5", "key_type": 1}]
     path.write_text(json.dumps(content))
 
 
@@ -126,7 +126,7 @@ FORGERIES = {
     "large shapes": lambda checkpoint: os.truncate(checkpoint / "state/_METADATA", 2**40),
     "endless shapes": lambda checkpoint: link_to_proc(checkpoint / "state/_METADATA"),
     "large database": lambda checkpoint: os.truncate(checkpoint / "state/manifest.ocdbt", 2**40),
-    "keys of two types": mix_keys,
+    "incomplete list": skip_elements,
     "pipe": lambda checkpoint: replace_by_pipe(checkpoint / "state/_METADATA"),
     "pipe as checksums": lambda checkpoint: replace_by_pipe(checkpoint / "sums.json"),
     "link to a folder": link_folder,
