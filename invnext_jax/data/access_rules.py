@@ -14,7 +14,6 @@ from invnext_jax.data import video_io
 from invnext_jax.errors import UserError
 
 PROTOCOLS = ("file", "gs", "gcs", "s3", "https")
-_WEB_PROTOCOLS = ("http", "https")
 # The user, the host and the port of a web address; RFC 3986, section 3.2, with a name or a number.
 _AUTHORITY = re.compile(
     r"(?:[\w.~!$&'()*+,=:%-]*@)?(?P<host>(?:[\w.-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?)(?=[/?]|$)",
@@ -110,7 +109,7 @@ def _origin(name: str, where: str) -> str:
     if not video_io.is_remote(name) or files_lib.protocol_of(name) == "file":
         return ""
     protocol, _, rest = name.partition("://")
-    if protocol not in _WEB_PROTOCOLS:
+    if protocol not in files_lib.WEB_PROTOCOLS:
         return f"{protocol}://{rest.partition('/')[0]}"
     # Clients disagree about where the host ends in addresses such as https://a#@b/ or https://a\@b/.
     authority = _AUTHORITY.match(rest)

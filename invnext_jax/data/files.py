@@ -6,10 +6,11 @@ unless the file is larger than the cache. Indexing the packets of a video reads 
 """
 
 import errno
+import functools
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, BinaryIO
 
 import fsspec
@@ -21,6 +22,7 @@ from invnext_jax.workers.time_limits import reading
 
 BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds
 CACHED_BLOCKS = 16  # 64 MiB per worker
+WEB_PROTOCOLS = ("http", "https")
 # Maximum size of a file on a web server that does not support range requests.
 MAX_STREAM_BYTES = 2**30
 # Maximum size of a local file. /proc/kcore, a regular file, has the size of the address space.
@@ -155,7 +157,7 @@ class _RemoteFile(io.RawIOBase):
             raise self.read_error from error
 
     def readinto(self, buffer) -> int:
-        data = self._call(self._file.read, len(buffer))
+        data = self._call(self._file.read, min(len(buffer), BLOCK_BYTES))
         buffer[: len(data)] = data
         return len(data)
 
@@ -177,8 +179,44 @@ class _RemoteFile(io.RawIOBase):
             self._file.close()
 
 
+@functools.cache
+def _client_options() -> dict[str, Any]:
+    """Returns options with which fsspec's client for web servers limits the size of answers.
+
+    It reads the answer to a request for a block as a whole. A server could send data without an
+    end, or a compressed file, which is longer than the block after decompression.
+    """
+    import aiohttp  # an optional package, see `check_protocol`
+
+    class LimitedResponse(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            try:
+                return await read_answer(self.content.iter_any())
+            except OSError:
+                self.close()
+                raise
+
+    return {"client_kwargs": {"response_class": LimitedResponse}}
+
+
+async def read_answer(parts: AsyncIterator[bytes]) -> bytes:
+    """Joins the parts of a web server's answer to a request for a block.
+
+    Raises:
+      OSError: The answer is longer than a block.
+    """
+    data = bytearray()
+    async for part in parts:
+        data += part
+        if len(data) > BLOCK_BYTES:
+            reason = f"the server sent more than the {BLOCK_BYTES} bytes of a block"
+            raise OSError(errno.EFBIG, reason)
+    return bytes(data)
+
+
 def _open_blocks(name: str) -> BinaryIO:
-    system, path = fsspec.core.url_to_fs(name)
+    is_web = protocol_of(name) in WEB_PROTOCOLS
+    system, path = fsspec.core.url_to_fs(name, **(_client_options() if is_web else {}))
     if isinstance(system, LocalFileSystem):
         check_status(os.stat(path), path)
     file = system.open(

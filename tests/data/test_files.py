@@ -1,10 +1,14 @@
 """Only regular files with content are opened as videos."""
 
+import asyncio
+import http.server
+import itertools
 import os
+import threading
 
 import pytest
 
-from invnext_jax.data import shards, video_io
+from invnext_jax.data import files, shards, video_io
 from invnext_jax.video.demux import BadVideo
 
 
@@ -49,3 +53,49 @@ def test_shards_and_digests_are_read_from_regular_files(kind, tmp_path):
         shards.read_video(path, 0)
     with pytest.raises(OSError, match="not a regular file"):
         video_io.digest_file(path)
+
+
+async def make_parts(parts):
+    for part in parts:
+        yield part
+
+
+def test_answers_of_web_servers_have_at_most_one_block():
+    part = bytes(2**20)
+    block = asyncio.run(files.read_answer(make_parts([part] * 4)))
+    assert len(block) == files.BLOCK_BYTES
+    with pytest.raises(OSError, match="the server sent more than the 4194304 bytes of a block"):
+        asyncio.run(files.read_answer(make_parts(itertools.repeat(part))))
+
+
+class EndlessServer(http.server.BaseHTTPRequestHandler):
+    """Says that a file has 1,000 bytes, and sends bytes until the client closes the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):  # noqa: N802
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
+    def do_GET(self):  # noqa: N802
+        self.send_response(206)
+        self.send_header("Content-Range", "bytes 0-999/1000")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        while True:
+            self.wfile.write(bytes(2**20))
+
+    def log_message(self, *arguments):
+        """Requests are not logged."""
+
+
+def test_an_endless_answer_of_a_web_server_is_not_read(monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(http.server.ThreadingHTTPServer, "handle_error", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EndlessServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(OSError, match="the server sent more than"):
+            video_io.hash_files([f"http://127.0.0.1:{server.server_port}/list.csv"])
+        server.shutdown()
