@@ -84,8 +84,8 @@ def open_locked(path: str | os.PathLike) -> IO:
         try:
             _acquire_after_probe(file)
         except LockHeldError as error:
-            file.seek(0)
-            raise LockHeldError(file.read().strip() or "unknown") from error
+            owner = regular_file.read_tail(path, _OWNER_BYTES).decode(errors="replace")
+            raise LockHeldError(owner.strip() or "unknown") from error
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         file.flush()
@@ -96,9 +96,10 @@ def open_locked(path: str | os.PathLike) -> IO:
 def read_host(path: str | os.PathLike) -> str:
     """Returns the host of the process that locked a file last; "" if it is unknown."""
     try:
-        return json.loads(regular_file.read_tail(path, _OWNER_BYTES))["host"]
-    except (OSError, ValueError, LookupError, TypeError):
+        host = json.loads(regular_file.read_tail(path, _OWNER_BYTES))["host"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ""
+    return host if isinstance(host, str) and host.isprintable() else ""
 
 
 def _acquire_after_probe(file: IO) -> None:

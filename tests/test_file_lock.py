@@ -32,6 +32,25 @@ def test_locked_file_describes_its_process(tmp_path):
         assert len(path.read_text().splitlines()) == 1  # the earlier description is replaced
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 4096, '{"host": "a\\ud800"}', '{"host": "\\u001b[31m"}', '{"host": []}', "\xff"]
+)
+def test_the_host_in_a_forged_lock_file_is_unknown(text, tmp_path):
+    path = tmp_path / "lock"
+    path.write_text(text)
+    assert file_lock.read_host(path) == ""
+
+
+def test_a_held_lock_file_of_any_content_is_described(tmp_path):
+    path = tmp_path / "lock"
+    path.write_bytes(b"\xff")
+    os.truncate(path, 2**40)
+    with open(path, "rb") as file:
+        file_lock.acquire(file)
+        with pytest.raises(file_lock.LockHeldError):
+            file_lock.open_locked(path)
+
+
 def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")

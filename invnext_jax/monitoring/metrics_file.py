@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from invnext_jax.field_checks import is_number
 
 FILE = "metrics.jsonl"
 MAX_LINE = 2**24  # a record has a few kB
+MAX_VALUES = 2**24  # maximum number of values that a page reads
 MAX_STEP = 2**53  # larger steps are not exact as floats, which charts use
 
 
@@ -182,10 +183,12 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
       UserError: a complete line is not a record with a step, a line is too long, or the file is not
         a regular file.
     """
-    path = pathlib.Path(workdir) / FILE
+    return list(_read_records(pathlib.Path(workdir) / FILE))
+
+
+def _read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
-        return []
-    records = []
+        return
     try:
         binary = regular_file.open_regular(path)
     except OSError as error:
@@ -200,15 +203,15 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
             if not line.endswith("\n"):
                 break
             try:
-                records.append(json.loads(line))
-                if not _is_step(records[-1]["step"]):
+                record = json.loads(line)
+                if not _is_step(record["step"]):
                     raise ValueError("its step is not a whole number")
             except (ValueError, TypeError, LookupError, RecursionError) as error:
                 raise UserError(
                     f"line {number} of {path} is not a record ({line[:40]!r}): remove that line, "
                     "or move the file away"
                 ) from error
-    return records
+            yield record
 
 
 def _is_step(value: Any) -> bool:
@@ -221,12 +224,18 @@ def read_numbers(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     Values other than null and the numbers of `field_checks.is_number` are left out.
 
     Raises:
-      UserError: see `read_metrics`.
+      UserError: see `read_metrics`, or there are more than `MAX_VALUES` values.
     """
-    return [
-        {name: value for name, value in record.items() if value is None or is_number(value)}
-        for record in read_metrics(workdir)
-    ]
+    records, count, path = [], 0, pathlib.Path(workdir) / FILE
+    for record in _read_records(path):
+        found = {name: value for name, value in record.items() if value is None or is_number(value)}
+        records.append(found)
+        count += len(found)
+        if count > MAX_VALUES:
+            raise UserError(
+                f"{path} has more than {MAX_VALUES:,} values: remove lines that you do not need"
+            )
+    return records
 
 
 def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """The sections of the page of a run."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -146,8 +147,10 @@ def describe_record(
         if last.get(name) is not None:
             found[title] = write(last[name])
     left, speed = config.get("total_steps", 0) - last.get("step", 0), last.get("clips_per_second")
-    if status.state == "running" and left > 0 and speed:
-        found["time left"] = progress.format_duration(left * config.get("batch_size", 0) / speed)
+    if status.state == "running" and left > 0 and speed and speed > 0:
+        seconds = left * config.get("batch_size", 0) / speed
+        if math.isfinite(seconds):
+            found["time left"] = progress.format_duration(seconds)
     for name, title in _COUNTS.items():
         if last.get(name):
             found[title] = f"{last[name]:,}"

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import resource
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -138,3 +139,15 @@ def test_values_that_charts_cannot_show_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(line)
     expected = {"step": 1, "loss": 2.5, "rank": None, "count": 3}
     assert metrics_file.read_numbers(tmp_path) == [expected]
+
+
+def test_values_that_are_left_out_are_not_kept_in_memory(tmp_path, monkeypatch):
+    line = json.dumps({"step": 1, "loss": 1.0, "forged": [[]] * 100_000})
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n" * 20)
+    tracemalloc.start()
+    assert metrics_file.read_numbers(tmp_path) == [{"step": 1, "loss": 1.0}] * 20
+    assert tracemalloc.get_traced_memory()[1] < 30e6  # one line needs about 10 MB
+    tracemalloc.stop()
+    monkeypatch.setattr(metrics_file, "MAX_VALUES", 39)
+    with pytest.raises(UserError, match=r"metrics.jsonl has more than 39 values: remove"):
+        metrics_file.read_numbers(tmp_path)

@@ -8,7 +8,8 @@ import pytest
 
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.watching import newest_strips
-from invnext_jax.watching.run_view import RunView, describe_hosts
+from invnext_jax.watching.run_status import RunStatus
+from invnext_jax.watching.run_view import RunView, describe_hosts, describe_record
 
 
 @pytest.fixture
@@ -98,6 +99,13 @@ def test_facts_of_a_run_with_a_checkpoint_have_its_versions(tmp_path, view):
     assert "no git" not in view.render()["facts"]
     fake_runs.write_checkpoint(tmp_path, 2)
     assert "jax 1.2.3" in view.render()["facts"]
+
+
+@pytest.mark.parametrize(("speed", "left"), [(5e-324, None), (-1.0, None), (2.0, "0:40")])
+def test_the_time_left_is_a_possible_one(speed, left):
+    config = {"total_steps": 11, "batch_size": 8}
+    record = {"step": 1, "clips_per_second": speed}
+    assert describe_record([record], config, RunStatus("running")).get("time left") == left
 
 
 def test_hosts_are_compared():
