@@ -28,14 +28,25 @@ def describe_clips(clips: Mapping[str, Any]) -> str:
     )
 
 
-def compare_with_encoder(clips: Mapping[str, Any]) -> list[str]:
-    """Returns a list with a note if the clips differ from those the encoder was built for."""
-    own = {name: clips[f"encoder_{name}"] for name in ("frames", "size")}
-    changed = [name for name, value in own.items() if clips[name] != value]
+def compare_with_training(clips: Mapping[str, Any], config: Any) -> list[str]:
+    """Returns a list with a note if the clips differ from those the encoder was trained on.
+
+    Args:
+      clips: output of `read_settings`.
+      config: the config of the checkpoint, which for exports has only the frames and the size of
+        the training clips; None if it is unknown. Without them, those of the encoder's position
+        table are compared.
+    """
+    data = (config or {}).get("data", {})
+    names = ("frames", "size", "sampling")
+    own = {name: data.get(name, clips.get(f"encoder_{name}", clips[name])) for name in names}
+    changed = [name for name in names if clips[name] != own[name]]
     if not changed:
         return []
     options = " and ".join(f"config.data.{name}={clips[name]}" for name in changed)
+    sampling = f", {str(own['sampling'])[:20]} sampling" if "sampling" in data else ""
     return [
-        f"The encoder was built for clips of {own['frames']} frames of {own['size']} x "
-        f"{own['size']} pixels, but {options}. The results depend on these options."
+        f"The encoder was {'trained on' if 'frames' in data else 'built for'} clips of "
+        f"{own['frames']} frames of {own['size']} x {own['size']} pixels{sampling}, but {options}. "
+        "The results depend on these options."
     ]

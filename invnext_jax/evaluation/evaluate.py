@@ -164,7 +164,7 @@ def _evaluate(
         splits = split_checks.compare_splits(config, tasks, names)
     notes = [
         *_describe_damaged(config.checkpoint, encoder),
-        *clip_settings.compare_with_encoder(clips),
+        *clip_settings.compare_with_training(clips, encoder.loaded and encoder.loaded.config),
         *splits.notes,
     ]
     if encoder.pool_width and "pool" in config.poolings and encoder.loaded:

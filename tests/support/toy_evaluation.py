@@ -27,6 +27,7 @@ def write_checkpoint(path, parts=("encoder",)):
     """Writes an encoder of one layer with random parameters."""
     config = stage1.get_config("tiny")
     config.encoder.update(width=16, depth=1, heads=2, mlp_width=16, size=SIZE, frames=FRAMES)
+    config.data.update(size=SIZE, frames=FRAMES)
     params = pretrained.init_encoder(config, seed=0)
     about = {"config": run_metadata.config_to_json(config)}
     export.write_export(path, {part: params for part in parts}, about)

@@ -19,6 +19,7 @@ def folder(tmp_path_factory):
         write_world(spec, folder / "world", videos, progress=False)
     config = stage1.get_config("tiny")
     config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=4)
+    config.data.update(size=16, frames=4)
     params = pretrained.init_encoder(config, seed=3)
     about = {"config": run_metadata.config_to_json(config)}
     export.write_export(folder / "encoder.safetensors", {"encoder": params}, about)

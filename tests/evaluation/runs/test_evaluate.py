@@ -96,7 +96,10 @@ def test_frames_and_size_are_printed_and_stored(folder, tmp_path, capsys):
     found = evaluate.evaluate_checkpoint(config, tmp_path / "other")
     printed = capsys.readouterr().out
     sentence = "clips of 2 frames of 16 x 16 pixels, dense sampling with stride 2, short side 16"
-    note = "built for clips of 4 frames of 16 x 16 pixels, but config.data.frames=2."
+    note = (
+        "trained on clips of 4 frames of 16 x 16 pixels, sparse sampling, but config.data.frames=2 "
+        "and config.data.sampling=dense. The results depend on these options."
+    )
     for text in (printed, tables.format_table(found)):
         assert sentence in text and note in text
     stored = json.loads((tmp_path / "other" / "results.json").read_text())["clips"]
