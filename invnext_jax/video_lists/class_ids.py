@@ -131,7 +131,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     own, column = columns_lib.class_names_path(out), f"label_{options.task}"
     found = {
         os.fspath(file): columns_lib.read_manifest_classes(
-            os.fspath(file)[: -len(columns_lib.CLASS_NAMES_SUFFIX)]
+            os.fspath(file).removesuffix(columns_lib.CLASS_NAMES_SUFFIX) + ".csv"
         )
         for file in sorted(out.parent.glob(f"*{columns_lib.CLASS_NAMES_SUFFIX}"))
         if file.name != own.name and file.is_file()

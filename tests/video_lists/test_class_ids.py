@@ -82,6 +82,13 @@ def test_folders_and_pipes_named_like_class_names_are_ignored(tmp_path):
     assert class_ids.match_neighbors(videos, lists.ListOptions(), tmp_path / "o.csv") == videos
 
 
+def test_names_of_a_manifest_with_two_suffixes_are_reused(tmp_path):
+    (tmp_path / "x.csv.classes.json").write_text('{"run": 1, "walk": 0}')  # index --out=x.csv.csv
+    videos = VideoList([], {"run": 0})
+    found = class_ids.match_neighbors(videos, lists.ListOptions(), tmp_path / "o.csv")
+    assert found.classes_file == str(tmp_path / "x.csv.classes.json")
+
+
 def test_class_names_must_be_characters(tmp_path):
     (tmp_path / "l.txt").write_text("a.mp4 zumba\n")
     (tmp_path / "classes.json").write_text('{"\\ud800": 0, "zumba": 1}')

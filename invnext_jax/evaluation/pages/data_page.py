@@ -13,7 +13,7 @@ import csv
 import functools
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from invnext_jax import atomic_file, config_checks, regular_file, sanitize
+from invnext_jax import atomic_file, config_checks, csv_text, regular_file, sanitize
 from invnext_jax.data import columns, pipeline
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources as sources_lib
@@ -81,7 +81,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
     )
     page = report.render(
         TEMPLATE,
-        facts=_describe(config, manifest),
+        facts=_describe(config, manifest, shown[0].visible),
         clips=[_describe_clip(config, manifest[clip.row], clip) for clip in shown],
         dropped=count_reasons(bad_videos.reasons),
         quarantined=_read_quarantines(manifest.file),
@@ -160,15 +160,26 @@ def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
                     text = io.TextIOWrapper(
                         file, encoding="utf-8", errors="backslashreplace", newline=""
                     )
-                    rows = csv.DictReader(text)
-                    columns.check_count(str(path), rows.fieldnames or ())
-                    reasons |= {row["path"]: row["reason"] or "" for row in rows if row["path"]}
-            except (OSError, KeyError, csv.Error, UserError) as error:
+                    rows = csv.reader(csv_text.read_lines(text))
+                    names = next(rows, [])
+                    columns.check_count(str(path), names)
+                    csv_text.check_repeated(str(path), names)
+                    at, why = names.index("path"), names.index("reason")
+                    found = {}
+                    for cells in filter(None, rows):
+                        csv_text.check_cells(f"line {rows.line_num}", cells, names)
+                        found[cells[at]] = cells[why]
+                    reasons |= found
+            except (OSError, ValueError, csv.Error) as error:  # a UserError is a ValueError
                 logging.warning("%s is damaged and skipped: %r", path, error)
     return count_reasons(reasons)
 
 
-def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> dict[str, str]:
+def _describe(
+    config: ml_collections.ConfigDict,
+    manifest: manifest_lib.Manifest,
+    visible: Sequence[np.ndarray],
+) -> dict[str, str]:
     data, rows = config.data, collections.Counter(manifest.sources)
     shares = Mixture(manifest, data.weights, config.seed).shares
     sources = [
@@ -176,7 +187,12 @@ def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest
         for name, share in sorted(shares.items(), key=lambda pair: -pair[1])
     ]
     sources[8:] = [f"{len(rows) - 8} more"] if len(rows) > 8 else []
-    scales = ", ".join(f"{scale:g}" for scale in data.crop_scales)
+    crops = f"crops of {', '.join(f'{scale:g}' for scale in data.crop_scales)} of the short side"
+    if data.crop == "random_resized":
+        crops = "crops of {:g} to {:g} of the area".format(*data.crop_area)
+    stride = " to ".join(f"{n:g}" for n in dict.fromkeys(data.stride))
+    sampling = f"{data.sampling} sampling"
+    sampling += f" with stride {stride}" if data.sampling == "dense" else ""
     entries = sources_lib.merge_overrides(data.by_source)
     overrides = [
         f"{name}: {', '.join(f'{field} {value}' for field, value in fields.items())}"
@@ -189,23 +205,22 @@ def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest
         "manifest": sanitize.redact_urls(data.manifest),
         "videos": f"{len(manifest):,}",
         "sources": ", ".join(sources),
-        "clips": f"{data.frames} frames of {data.size} px, crops of {scales}"
+        "clips": f"{data.frames} frames of {data.size} px, {sampling}, {crops}"
         + (f", {data.repeats} of a video" if data.repeats > 1 else ""),
         "mirrored": "half of them" if data.flip else "never",
         **({"exceptions": "; ".join(overrides)} if overrides else {}),
-        "mask": _name_mask(config.mask, None),
+        "mask": "; ".join(_name_mask(config.mask, i, mask) for i, mask in enumerate(visible)),
         "batch": f"{config.batch_size} clips",
     }
 
 
-def _name_mask(settings: ml_collections.ConfigDict, number: int | None) -> str:
+def _name_mask(settings: ml_collections.ConfigDict, number: int, visible_tyx: np.ndarray) -> str:
+    """Describes a mask by its fraction of whole patches, which differs from that in the config."""
+    share = np.mean(visible_tyx)
     if settings.kind != "multi_block":
-        return f"{settings.kind}, {settings.ratio:.0%} hidden"
-    kinds = [
-        f"{count} blocks of {share:.0%}, {visible:.0%} visible"
-        for (count, share), visible in zip(settings.blocks, settings.visible, strict=True)
-    ]
-    return f"multi-block, {'; '.join(kinds) if number is None else kinds[number]}"
+        return f"{settings.kind}, {1 - share:.0%} hidden"
+    count, area = settings.blocks[number]
+    return f"multi-block, {count} blocks of {area:.0%}, {share:.0%} visible"
 
 
 def _describe_clip(
@@ -218,7 +233,7 @@ def _describe_clip(
     for number, visible_tyx in enumerate(clip.visible):
         title = f"Mask {number + 1}" if len(clip.visible) > 1 else "Mask"
         uri = to_uri(visualization.hide_patches(clip.video_thwc, visible_tyx))
-        caption = _name_mask(config.mask, number)
+        caption = _name_mask(config.mask, number, visible_tyx)
         strips.append({"title": title, "caption": caption, "uri": uri})
     facts = {"source": record.source or "no name", "step": clip.step + 1, "row": clip.row}
     if record.start is not None or record.end is not None:

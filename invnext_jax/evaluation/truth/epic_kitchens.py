@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from invnext_jax import atomic_file, regular_file
+from invnext_jax import atomic_file, csv_text, regular_file
 from invnext_jax.data import columns
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.truth import SkippedEntries
@@ -66,9 +66,10 @@ def read_annotations(path: str | os.PathLike, fps: float | None = None) -> Annot
       UserError: The file cannot be read, a column is missing, or no row is valid.
     """
     rows, skipped = [], SkippedEntries(path)
-    for line, row in _read_rows(path, fps):
+    for line, names, cells in _read_rows(path, fps):
         try:
-            rows.append(_parse_row(row, fps))
+            csv_text.check_cells("the row", cells, names)
+            rows.append(_parse_row(dict(zip(names, cells, strict=False)), fps))
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             skipped.add(f"line {line}", error)
     if not rows:
@@ -181,17 +182,20 @@ def write_manifests(
     return found
 
 
-def _read_rows(path: str | os.PathLike, fps: float | None) -> Iterator[tuple[int, dict]]:
-    """Yields the line number and the cells of each row."""
+def _read_rows(
+    path: str | os.PathLike, fps: float | None
+) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Yields the line number, the names of the columns, and the cells of each row."""
     try:
         with (
             regular_file.open_binary(path, MAX_BYTES) as source,
             io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as file,
         ):
-            reader = csv.DictReader(file)
-            _check_columns(path, reader.fieldnames or [], fps)
-            for row in reader:
-                yield reader.line_num, row
+            rows = csv.reader(csv_text.read_lines(file))
+            names = next(rows, [])
+            _check_columns(path, names, fps)
+            for cells in filter(None, rows):
+                yield rows.line_num, names, cells
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({reason}): download the annotations") from error
@@ -199,6 +203,7 @@ def _read_rows(path: str | os.PathLike, fps: float | None) -> Iterator[tuple[int
 
 def _check_columns(path: str | os.PathLike, names: Sequence[str], fps: float | None) -> None:
     columns.check_count(os.fspath(path), names)
+    csv_text.check_repeated(os.fspath(path), names)
     needed = [*COLUMNS, *(FRAMES if fps else TIMES)]
     if set(FRAMES) <= set(names) and set(TIMES) <= set(names):
         needed = COLUMNS

@@ -132,6 +132,14 @@ def test_shares_of_sources_and_clips_of_one_video_are_shown(folder):
         data_page.write_page(config, folder / "page.html", 3)
 
 
+def test_the_page_names_the_clips_and_masks_that_are_drawn(folder):
+    config = get_config("stage1", folder, kind="tube", ratio=0.8)  # 12 of 16 patches
+    config.data.update(crop="random_resized", sampling="dense", stride=(1, 2))
+    text = data_page.write_page(config, folder / "page.html", 1).read_text()
+    assert "dense sampling with stride 1 to 2, crops of 0.3 to 1 of the area" in text
+    assert "tube, 75% hidden" in text and "80%" not in text
+
+
 def test_page_without_dropped_files_shows_zero(world):
     config = get_config("stage1", world.parent, kind="tube")
     text = data_page.write_page(config, world.parent / "page.html", 2).read_text()
@@ -215,9 +223,15 @@ def test_large_quarantine_lists_are_skipped(tmp_path, monkeypatch, caplog):
     assert "more than 1,000: remove those" in caplog.text
 
 
-@pytest.mark.parametrize("damaged", ['path\n"', "name\na.mp4\n", "path,reason\na.mp4\n"])
-def test_damaged_quarantine_lists_are_skipped(damaged, tmp_path):
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *('path\n"', "name\na.mp4\n", "path,reason\na.mp4\n", "path,reason\na,b.mp4,empty\n"),
+        "path,reason,path\na.mp4,empty,b.mp4\n",
+    ],
+)
+def test_damaged_quarantine_lists_are_skipped(damaged, tmp_path, caplog):
     (tmp_path / "one.csv").write_text("path,source\na.mp4,s\n")
     (tmp_path / "one.quarantine.csv").write_text(damaged)
-    found = data_page._read_quarantines(f"{tmp_path}/one.csv")
-    assert sum(count for _, count in found) <= 1
+    assert data_page._read_quarantines(f"{tmp_path}/one.csv") == []
+    assert "is damaged and skipped" in caplog.text

@@ -149,3 +149,16 @@ def test_tables_with_too_many_columns_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text(names + "\nx" * 10)
     with pytest.raises(UserError, match="1,001 columns, more than 1,000"):
         epic_kitchens.read_annotations(tmp_path / "a.csv")
+
+
+def test_rows_with_shifted_cells_are_skipped_and_repeated_columns_refused(tmp_path):
+    path = tmp_path / "EPIC_100_train.csv"
+    header = "narration,video_id,start_timestamp,stop_timestamp,verb_class,noun_class,extra"
+    rows = ["cut,P01_01,00:00:01,00:00:02,3,5,1", "cut, slowly,P01_01,00:00:01,00:00:02,3,5,1"]
+    rows.append("cut,P01_01,00:00:01,00:00:02,3,5")
+    path.write_text("\n".join([header, *rows]) + "\n")
+    found = epic_kitchens.read_annotations(path)
+    assert (found.verb_b.tolist(), found.skipped) == ([3], 2)
+    path.write_text(header.replace("extra", "Verb_class") + "\n" + rows[0] + "\n")
+    with pytest.raises(UserError, match="'verb_class' and 'Verb_class': rename one"):
+        epic_kitchens.read_annotations(path)
