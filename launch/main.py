@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from invnext_jax import errors, train
+from invnext_jax import errors
 from invnext_jax.multihost import distributed
 from invnext_jax.training import compilation, host_memory
 
@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> None:
     host_memory.keep_freed_memory()
     distributed.initialize(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     compilation.enable_cache()
+    from invnext_jax import train  # takes a second, so it is imported after --help and the flags
+
     train.train(_CONFIG.value, _WORKDIR.value, errors.list_overrides())
 
 

@@ -57,7 +57,7 @@ ARROWS = {
     "sweeps": {"evaluation", "planning", "stages", "training", "checkpointing", "data", "weights"}
     | {"config_checks", "monitoring", "workers.cpu_quota"},
     "watching": {"evaluation", "sweeps", "training", "checkpointing", "monitoring"},
-    "watching.make_strips": {"evaluation", "training", "checkpointing", "data"},
+    "watching.make_strips": {"evaluation", "training", "checkpointing", "data", "monitoring"},
     "sweeps.arms": set(),
     "sweeps.job": set(),
     "models": set(),
@@ -188,6 +188,7 @@ LAYERS = {
             "strips_process",
             "tracker",
         },
+        {"tensorboard_events"},
     ],
     "watching": [
         {"watch"},

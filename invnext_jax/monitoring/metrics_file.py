@@ -12,13 +12,11 @@ from typing import Any
 
 import jax
 from absl import logging
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from invnext_jax import atomic_file, file_lock, regular_file
 from invnext_jax.errors import UserError
 from invnext_jax.field_checks import is_number
+from invnext_jax.monitoring.tensorboard_events import Event, EventsWriter, SessionLog, scalar
 
 FILE = "metrics.jsonl"
 MAX_LINE = 2**24  # a record has a few kB

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
 
 from invnext_jax import atomic_file, errors
 from invnext_jax.checkpointing import reader, run_record, storage
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation.pages import run_clips
 from invnext_jax.evaluation.pages.reported_run import ReportedRun
+from invnext_jax.monitoring.tensorboard_events import Event, EventsWriter, Summary
 from invnext_jax.training import compilation
 
 _WAIT_SECONDS = 600.0  # a checkpoint is written in the background
