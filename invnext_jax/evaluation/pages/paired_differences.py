@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from invnext_jax.evaluation import results_file, video_scores
+from invnext_jax.evaluation.metrics import intervals
 from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
 from invnext_jax.evaluation.pages import row_options, video_labels
 
 MAX_CLASSES = 20  # maximum number of rows of a table of classes
 OTHER_OPTIONS = "other options"  # verdict if the options of two rows differ
+# Limits of the time for a page, because results may come from an untrusted source.
+MAX_READ = 2**24  # scores that are read of an evaluation
+MAX_RESAMPLED = 2**27  # scores that are drawn for an interval; at least 100 resamples are drawn
+MAX_COMPARED = 2**29  # scores that are selected for a table of classes
 
 
 class Protocol(NamedTuple):
@@ -80,10 +86,27 @@ class Evaluation:
         return {name: row_options.find_options(self.results, name) for name in names}
 
     def read_scores(self, row: Mapping[str, Any]) -> video_scores.VideoScores | None:
-        """Returns the score of each video of a row; None if they were not stored."""
+        """Returns the score of each video of a row; None if they were not stored.
+
+        They are also None after `MAX_READ` scores were read, which is logged.
+        """
         place = row.get("scores")
         path = results_file.find_file(self.folder, place["file"]) if place else None
-        return video_scores.read(path, place["row"]) if path else None
+        if path is None or self._read[0] > MAX_READ:
+            return None
+        scores = video_scores.read(path, place["row"])
+        self._read[0] += 0 if scores is None else len(scores.index_b)
+        if self._read[0] > MAX_READ:
+            logging.warning(
+                "the page has no further intervals of %s, because it has too many scores",
+                self.folder,
+            )
+        return scores
+
+    @functools.cached_property
+    def _read(self) -> list[int]:
+        """The number of scores that were read."""
+        return [0]
 
 
 MeasuredRow = tuple[Evaluation, Mapping[str, Any]]  # an evaluation and one of its rows
@@ -158,8 +181,10 @@ def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> 
         pair = tuple(_select(scores, index_b) for scores in pair)
     rows, values, weights, _, classes = zip(*pair, strict=True)
     classes = None if any(class_b is None for class_b in classes) else classes
+    most = max(100, MAX_RESAMPLED // max(1, len(rows[0])))
+    replicates = min(intervals.REPLICATES, most)
     try:
-        interval = paired_difference(values, rows, weights, classes=classes)
+        interval = paired_difference(values, rows, weights, classes=classes, replicates=replicates)
     except ValueError:  # no video in common
         return None
     return None if math.isnan(interval.low) or interval.n < 2 else interval
@@ -253,7 +278,10 @@ def compare_classes(pairs, task: str, form: MetricFormat) -> dict[str, Any] | No
     rows = []
     for first, other in pairs:
         scores = read_pair(first, other)
-        for label in np.unique(labels.labels_b[labels.labels_b >= 0]).tolist():
+        found = np.unique(labels.labels_b[labels.labels_b >= 0]).tolist()
+        if scores is None or len(found) * len(scores[0].index_b) > MAX_COMPARED:
+            continue
+        for label in found:
             interval = find_interval(scores, np.flatnonzero(labels.labels_b == label))
             if interval and interval.value:
                 name = labels.name_class(label)

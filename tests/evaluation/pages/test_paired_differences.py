@@ -1,0 +1,61 @@
+"""The time for a page is limited, whatever the scores of the compared results are."""
+
+import numpy as np
+import pytest
+
+from invnext_jax.evaluation import video_scores
+from invnext_jax.evaluation.metrics.formats import find_format
+from invnext_jax.evaluation.pages import paired_differences, video_labels
+from invnext_jax.evaluation.pages.paired_differences import Evaluation
+from invnext_jax.evaluation.pages.video_labels import VideoLabels
+
+VIDEOS = 10
+ROW = {"scores": {"file": "scores.npz", "row": 0}, "evaluator": "knn", "task": "color"}
+
+
+@pytest.fixture
+def evaluations(tmp_path):
+    """Two evaluations; the second one is right for videos that the first one has wrong."""
+    found = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        score_b = (np.arange(VIDEOS) < VIDEOS * 0.8) == (name == "second")
+        scores = video_scores.VideoScores(np.arange(VIDEOS), score_b.astype(np.float32))
+        video_scores.write(folder / "scores.npz", [scores])
+        found.append(Evaluation(name, folder, {"rows": [ROW], "run": {"config": {}}}))
+    return found
+
+
+def read_pair(evaluations):
+    return paired_differences.read_pair(*((evaluation, ROW) for evaluation in evaluations))
+
+
+def test_no_scores_are_read_beyond_the_limit(evaluations, monkeypatch, caplog):
+    monkeypatch.setattr(paired_differences, "MAX_READ", 2 * VIDEOS)
+    assert [read_pair(evaluations) is None for _ in range(5)] == [False, False, False, True, True]
+    assert sum("too many scores" in text for text in caplog.messages) == 2  # one per evaluation
+
+
+def test_many_videos_are_resampled_less_often(evaluations, monkeypatch):
+    pair, numbers = read_pair(evaluations), []
+
+    def paired_difference(*arguments, replicates, **options):
+        numbers.append(replicates)
+        raise ValueError
+
+    monkeypatch.setattr(paired_differences, "paired_difference", paired_difference)
+    for limit in (paired_differences.MAX_RESAMPLED, 500 * VIDEOS, VIDEOS):
+        monkeypatch.setattr(paired_differences, "MAX_RESAMPLED", limit)
+        assert paired_differences.find_interval(pair) is None
+    assert numbers == [2000, 500, 100]
+
+
+@pytest.mark.parametrize(("limit", "has_table"), [(2 * VIDEOS, True), (2 * VIDEOS - 1, False)])
+def test_too_many_classes_are_not_compared(limit, has_table, evaluations, monkeypatch):
+    labels = VideoLabels(np.arange(VIDEOS) % 2, {})
+    monkeypatch.setattr(video_labels, "read_labels", lambda *_: {"color": labels})
+    monkeypatch.setattr(paired_differences, "MAX_COMPARED", limit)
+    pairs = [tuple((evaluation, {"color": ROW}) for evaluation in evaluations)]
+    table = paired_differences.compare_classes(pairs, "color", find_format("top1"))
+    assert (table is not None) == has_table
