@@ -28,6 +28,8 @@ from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 
 CHECKPOINTS_FOLDER = "checkpoints"  # relative to the workdir
+_MAX_COMPRESSION = 50  # maximum ratio of the bytes of arrays and those of their files
+_MAX_UNCHECKED = 2**30  # bytes of arrays that may have any ratio
 _SECTIONS = ("data", "decoder", "ema", "encoder", "eval", "predictor", "teacher")
 
 
@@ -124,7 +126,8 @@ def finished_steps(folder: storage.Path) -> list[int]:
 def _check_memory(checkpoint: storage.Path, fields: Sequence[str]) -> None:
     """Checks that arrays fit into the memory, because TensorStore would end the process.
 
-    The shapes in a damaged or forged checkpoint may be arbitrarily large.
+    The shapes in a damaged or forged checkpoint may be arbitrarily large. Parameters can hardly be
+    compressed, so arrays that are far larger than their files are forged.
 
     Raises:
       UserError: the arrays, or the parts in which they are stored, are too large.
@@ -139,6 +142,14 @@ def _check_memory(checkpoint: storage.Path, fields: Sequence[str]) -> None:
         raise UserError(
             f"the arrays of {checkpoint} need {size / 1e9:,.0f} GB, but this machine has "
             f"{memory / 1e9:,.0f} GB: use a machine with more memory, or another checkpoint"
+        )
+    if size <= _MAX_UNCHECKED or storage.is_bucket(checkpoint):
+        return
+    stored = sum(map(storage.file_size, storage.list_files(checkpoint)))
+    if size > _MAX_COMPRESSION * stored:
+        raise UserError(
+            f"the arrays of {checkpoint} need {size / 1e9:,.1f} GB, but its files have only "
+            f"{stored / 1e9:,.3f} GB: use another checkpoint"
         )
 
 

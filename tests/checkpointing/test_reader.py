@@ -98,6 +98,13 @@ def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(field, f
         reader.restore_run(foreign)
 
 
+def test_small_files_of_large_arrays_are_refused_before_they_are_read(foreign):
+    """Zeros can be compressed 30,000 times."""
+    change_array(foreign / "checkpoints/2", shape=[2**29], chunks=[2**20])
+    with pytest.raises(UserError, match="checkpoints/2 need 2.1 GB, but its files have only 0.0"):
+        reader.restore_run(foreign)
+
+
 def link_folder(checkpoint):
     shutil.move(checkpoint / "state/d", checkpoint / "state/e")
     (checkpoint / "state/d").symlink_to("..")
