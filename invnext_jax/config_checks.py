@@ -5,6 +5,7 @@ same modules list the options that have no effect. If the command line sets such
 ends before its first step.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: an option has an invalid value.
     """
+    _check_finite(config.to_dict())
     check_minimums(config, {name: 1 for name in _AT_LEAST_1} | {"encoder.class_tokens": 0})
     if config.init_gain <= 0:
         raise UserError(f"config.init_gain={config.init_gain} must be above 0")
@@ -59,6 +61,17 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "config.checkpoint.best_mode='min' would keep the checkpoints with the lowest "
             f"{saving.best_metric}, which are the worst: set it to 'max'"
         )
+
+
+def _check_finite(tree: Any, name: str = "config") -> None:
+    """Raises `UserError` if a number in a config is infinite or not a number."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        raise UserError(f"{name}={tree} must be a finite number")
+    items = tree.items() if isinstance(tree, Mapping) else ()
+    for field, value in items:
+        _check_finite(value, f"{name}.{field}")
+    for value in tree if isinstance(tree, tuple | list) else ():
+        _check_finite(value, name)
 
 
 def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, str]:

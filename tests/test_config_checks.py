@@ -70,3 +70,18 @@ def test_the_worst_checkpoints_of_an_evaluation_are_not_kept_as_the_best(config)
     assert "the lowest eval/knn_shape, which are the worst" in breach(config)
     config.checkpoint.best_mode = "max"
     config_checks.check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("encoder__width", 72, "must be divisible by 16"),
+        ("encoder__pool_heads", 3, "must be divisible by encoder.pool_heads=3"),
+        ("encoder__layer_scale", -1.0, "must be at least 0"),
+        ("encoder__layer_scale", float("nan"), "must be a finite number"),
+        ("loss__pixels", float("inf"), "must be a finite number"),
+        ("mask__aspect", (0.75, float("inf")), "must be a finite number"),
+    ],
+)
+def test_sizes_and_numbers_of_models_are_checked(config, field, value, words):
+    assert words in breach(config, **{field: value})

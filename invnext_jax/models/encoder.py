@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from invnext_jax.errors import UserError
+from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models.dot_general import select_precision
 from invnext_jax.models.gather import gather_rows, gather_tokens
 from invnext_jax.models.layers import Block, Dtype, RMSNorm, check_heads
@@ -127,8 +127,8 @@ def check_config(config: Any) -> None:
     """Checks the values in `config.encoder`, and that frames divide into whole patches.
 
     Raises:
-      UserError: the width or the frame size is not divisible as required, or the drop rate is not a
-        probability.
+      UserError: the width or the frame size is not divisible as required, the drop rate is not a
+        probability, or the layer scale is negative.
     """
     patch = config.encoder.patch
     for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
@@ -141,7 +141,15 @@ def check_config(config: Any) -> None:
             f"config.encoder.drop_path={config.encoder.drop_path} must be at least 0 and less than "
             "1: it is the probability with which the last layer is skipped"
         )
+    check_minimums(config, {"encoder.layer_scale": 0})
     check_heads(config, "encoder")
+    e = config.encoder
+    if e.width % 16:  # see `positions.sincos_table`
+        raise UserError(f"config.encoder.width={e.width} must be divisible by 16")
+    if e.width % e.pool_heads:
+        raise UserError(
+            f"config.encoder.width={e.width} must be divisible by encoder.pool_heads={e.pool_heads}"
+        )
 
 
 def from_config(config: Any, taps: Sequence[int] = ()) -> Encoder:

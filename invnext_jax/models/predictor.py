@@ -238,7 +238,7 @@ def check_config(config: Any) -> None:
 
     Raises:
       UserError: the kind is unknown, or the width is not divisible by the number of heads or, with
-        fixed positions, by 16.
+        fixed positions, by 16, or, with rotary positions, by twice the number of heads.
     """
     check_heads(config, "predictor")
     p = config.predictor
@@ -246,6 +246,11 @@ def check_config(config: Any) -> None:
         raise UserError(f"predictor.kind={p.kind!r} must be one of {', '.join(map(repr, KINDS))}")
     if p.kind == "vjepa" and p.width % 16:
         raise UserError(f"predictor.width={p.width} of kind 'vjepa' must be divisible by 16")
+    if p.kind == "modernbert" and p.width % (2 * p.heads):  # rotary positions turn pairs
+        raise UserError(
+            f"config.predictor.width={p.width} of kind 'modernbert' must be divisible by twice "
+            f"predictor.heads={p.heads}"
+        )
 
 
 def unused_options(config: Any) -> dict[str, str]:

@@ -102,7 +102,7 @@ def check_settings(settings: Any, positions: int) -> None:
 def _check_blocks(settings: Any) -> None:
     """Checks the sizes of `multi_block_masks`."""
     blocks, visible, aspect = settings.blocks, settings.visible, settings.aspect
-    pairs = [len(pair) == 2 and pair[0] >= 1 and 0 < pair[1] <= 1 for pair in blocks]
+    pairs = [len(p) == 2 and p[0] == int(p[0]) >= 1 and 0 < p[1] <= 1 for p in blocks]
     rules = {
         "blocks": (
             any(pairs) and all(pairs),

@@ -34,6 +34,10 @@ from invnext_jax.models import attention, decoder, dot_general, encoder, predict
             65,
             "config.predictor.width=65 must be divisible by predictor.h",
         ),
+        (
+            *(predictor, "predictor.width", 66),
+            "config.predictor.width=66 of kind 'modernbert' must be divisible by twice predictor.h",
+        ),
         (predictor, "predictor.kind", "gru", "predictor.kind='gru' must be one of 'modernbert', "),
         (
             *(dot_general, "quantize_frozen", "int4"),
