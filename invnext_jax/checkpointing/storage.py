@@ -45,11 +45,16 @@ def open_path(name: str, path: str | pathlib.PurePath) -> Path:
       path: a local path or a `gs://` URL.
 
     Raises:
-      UserError: the path is a URL of another kind, or the package `gcsfs` is missing.
+      UserError: the path is a URL of another kind or not UTF-8, or the package `gcsfs` is missing.
     """
     text = str(path)
     if not is_url(text):
-        return pathlib.Path(path).absolute()
+        local = pathlib.Path(path).absolute()
+        try:
+            str(local).encode()
+        except UnicodeEncodeError as error:  # TensorStore cannot open such a path
+            raise UserError(f"{name}={str(local)!a} is not UTF-8: rename the folder") from error
+        return local
     if not text.startswith(_BUCKETS) or not text.removeprefix(_BUCKETS).strip("/"):
         raise UserError(f"{name}={path} must be a local path or gs://BUCKET/FOLDER")
     bucket = epath.Path(text)

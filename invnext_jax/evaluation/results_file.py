@@ -27,7 +27,7 @@ from invnext_jax.multihost import consensus
 
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
-MAX_BYTES = 2**28  # maximum size of a file of results or rows
+MAX_BYTES = 2**26  # maximum size of a file of results or rows; nested lists need 2 GB of memory
 MAX_ROWS = 2000  # the time to make a page may grow with the square of the number of rows
 MAX_SIZE = 4096  # maximum number of frames, and of pixels of a side, of a clip
 MAX_PIXELS = 2**28  # of all frames of a clip, which pages may show

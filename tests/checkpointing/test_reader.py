@@ -172,3 +172,9 @@ def test_arrays_outside_the_checkpoint_are_not_read(foreign):
     store = tensorstore.KvStore.open(spec).result()
     with pytest.raises(ValueError, match="Invalid key"):
         store.write("params.encoder.bias/0", b"x" * 10_000).result()
+
+
+def test_the_path_of_a_run_is_utf_8(foreign):
+    foreign.rename(folder := foreign.with_name(os.fsdecode(b"run\xff")))
+    with pytest.raises(UserError, match=r"the run='.*/run.udcff' is not UTF-8: rename the folder"):
+        reader.restore_run(folder)
