@@ -132,6 +132,10 @@ def _cached_reader(path: str, size: int, changed: int):
 def _new_reader(path: str):
     from array_record.python import array_record_module
 
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the package array_record opens only names in UTF-8: rename it") from error
     # Random access: no read-ahead and no extra threads.
     options = "readahead_buffer_size:0,max_parallelism:0"
     reader = array_record_module.ArrayRecordReader(

@@ -3,6 +3,7 @@
 import builtins
 import csv
 import dataclasses
+import os
 import time
 from concurrent import futures
 
@@ -146,6 +147,14 @@ def test_a_damaged_record_is_a_bad_video_named_by_shard_and_record(config, packe
         assert bad_clip(row, config) == kind, name
     row = dataclasses.replace(good, path=str(tmp_path / "flipped"), record=3)
     assert not isinstance(LoadClip.from_config(config)(row, (None,)), BadClip)
+
+
+def test_a_shard_whose_name_is_not_utf_8_is_a_bad_video(tmp_path):
+    path = write_shard(tmp_path / "shard", [b"video"]).rename(tmp_path / os.fsdecode(b"\xff"))
+    with pytest.raises(decode.BadVideo, match="opens only names in UTF-8: rename it"):
+        shards.read_video(str(path), 0)
+    with pytest.raises(ValueError, match="opens only names in UTF-8: rename it"):
+        shards.count_records(path)
 
 
 def test_number_of_open_shards_is_limited(packed, tmp_path, monkeypatch):
