@@ -140,6 +140,7 @@ class EvalDataset:
       bad_videos: Tracker of good and bad videos in the current pass.
       storage: Counter of failed reads.
       bad_rows: Rows of bad videos in all passes.
+      equal_rows: Rows of videos whose views are equal, in all passes.
     """
 
     def __init__(  # noqa: PLR0913, one caller, which passes keywords
@@ -155,10 +156,12 @@ class EvalDataset:
         rows: Sequence[int] | None = None,
         block: int | None = None,
         bad_rows: set[int] | None = None,
+        equal_rows: set[int] | None = None,
     ):
         self.manifest = manifest
         self.bad_videos, self.storage = BadVideoTracker(), StorageMonitor()
         self.bad_rows = set() if bad_rows is None else bad_rows
+        self.equal_rows = set() if equal_rows is None else equal_rows
         self._rows = range(len(manifest)) if rows is None else rows
         self._positions, self._block = CROP_POSITIONS[views], block or max(1, len(manifest))
         self._load, self._batch_size = load, batch_size
@@ -186,6 +189,8 @@ class EvalDataset:
             self.bad_videos.count_bad(clip)
             return False
         self.bad_videos.count_good()
+        if len(self._positions) > 1 and (clip["video"] == clip["video"][:1]).all():
+            self.equal_rows.add(row)
         if missing := int(clip.pop(MISSING_FRAMES, [0])[0]):
             self.bad_videos.count_short(self.manifest[int(clip["index"][0])].name, missing)
         return True
@@ -226,6 +231,7 @@ def make_eval_dataset(
     rows: Sequence[int] | None = None,
     block: int | None = None,
     bad_rows: set[int] | None = None,
+    equal_rows: set[int] | None = None,
     load: Callable | None = None,
 ) -> EvalDataset:
     """Makes the evaluation dataset, in manifest order and without augmentation.
@@ -240,6 +246,8 @@ def make_eval_dataset(
       rows: Rows of the manifest to read, ascending. None for all.
       block: Number of rows of the manifest after which a batch ends; None for all.
       bad_rows: Set to which the rows of bad videos are added; None for a new one.
+      equal_rows: Set to which the rows of videos whose views are equal are added; None for a new
+          one.
       load: Replaces `LoadClip` in tests. It must be defined in an importable module.
 
     Returns:
@@ -262,6 +270,7 @@ def make_eval_dataset(
         rows=rows,
         block=block,
         bad_rows=bad_rows,
+        equal_rows=equal_rows,
     )
 
 

@@ -263,7 +263,7 @@ def _measure(
     "neighbors" the file of the nearest training videos, if pooled features were used.
     """
     measured = evaluator.evaluate(inputs, config)
-    for note in inputs.dataset.describe_unreadable():
+    for note in inputs.dataset.describe_videos():
         inputs.notes.add(note)
     data = {
         "notes": inputs.notes.pop_all(),

@@ -47,11 +47,13 @@ class EvaluationData:
       digests: hash of the contents of each manifest.
       video_digests: hash of the videos of each manifest, see `hash_videos`.
       unreadable: rows of each split that could not be read so far.
+      equal_views: rows of each split whose views were equal so far.
     """
 
     def __init__(self, config: Any, tasks: tuple[str, ...]):
         self.config = config
         self.unreadable: dict[str, set[int]] = {split: set() for split in SPLITS}
+        self.equal_views: dict[str, set[int]] = {split: set() for split in SPLITS}
         self._videos: dict[str, tuple[LabeledVideos, pipeline.EvalDataset]] = {}
         self._truths: dict[tuple, Truth] = {}
         self._read: dict[str, manifest_lib.Manifest] = {}
@@ -86,9 +88,9 @@ class EvaluationData:
             videos, dataset = self._read_videos(split)
             return ClipsInMemory(videos, dataset.manifest, dataset.bad_videos, **options)
         manifest = self.manifests[split]
-        bad_rows = self.unreadable[split]
+        options |= {"bad_rows": self.unreadable[split], "equal_rows": self.equal_views[split]}
         return pipeline.make_eval_dataset(
-            self.config.data, manifest=manifest, views=views, bad_rows=bad_rows, **options
+            self.config.data, manifest=manifest, views=views, **options
         )
 
     def videos_of_batch(self, views: int) -> int:
@@ -150,8 +152,8 @@ class EvaluationData:
         source = self.feature_source(split, 1)
         return source.rows * math.prod(source.clip_shape)
 
-    def describe_unreadable(self) -> list[str]:
-        """Returns sentences about the videos that could not be read."""
+    def describe_videos(self) -> list[str]:
+        """Returns sentences about videos that could not be read, and about square videos."""
         notes = []
         for split, words in SPLITS.items():
             if rows := sorted(self.unreadable[split]):
@@ -160,6 +162,12 @@ class EvaluationData:
                 notes.append(
                     f"{len(rows)} of {len(manifest)} {words} videos could not be read, such as "
                     f"{examples}. They are left out."
+                )
+            equal = len(self.equal_views[split])
+            if equal and equal == len(self._read_manifest(split)) - len(rows):
+                notes.append(
+                    f"The crops of each of the {equal} {words} videos are equal, because their "
+                    "frames are square. One crop (view) gives the same results in less time."
                 )
         return notes
 

@@ -149,6 +149,23 @@ class EvalInputs:
         key = hash_json([keys, self.dataset.config.seed, *parts])
         return StateFile(self._cache.folder.parent / "heads" / f"{self.name}-{name}.npz", key)
 
+    def note_large_batch(self, section: str, settings: Any, videos: int) -> None:
+        """Adds a note if the batches of a head have more videos than are trained on.
+
+        Args:
+          section: name of the section of the config.
+          settings: the section, with `batch_size` and `epochs`.
+          videos: number of videos that are trained on.
+        """
+        size = settings.batch_size
+        if size > videos:
+            steps = max(1, round(settings.epochs * videos / size))
+            self.notes.add(
+                f"{section}: a batch has {size:,} videos, but only {videos:,} are trained on, so "
+                f"the head is trained for {steps:,} {'step' if steps == 1 else 'steps'} only: "
+                f"lower config.{section}.batch_size."
+            )
+
     def find_nearest_videos(self) -> NearestVideos | None:
         """Finds the nearest training videos by the mean token; None if no features are pooled."""
         pooled = {

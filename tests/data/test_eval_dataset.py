@@ -113,6 +113,12 @@ def test_three_views_are_the_ends_and_the_middle_of_the_longer_side(workers, con
     (tmp_path / "wide.csv").write_text(f"path,source\n{path},a\n")
     config.update(frames=4, size=48, short_side=48, workers=workers)
     options = {"manifest": str(tmp_path / "wide.csv"), "batch_size": 2}
+    square = write_video(tmp_path / "square.mp4", size=(48, 48))
+    (tmp_path / "both.csv").write_text(f"path,source\n{path},a\n{square},a\n")
+    equal = set()
+    both = {**options, "manifest": str(tmp_path / "both.csv"), "equal_rows": equal}
+    list(pipeline.make_eval_dataset(config, **both, views=3))
+    assert equal == {1}
     (batch,) = pipeline.make_eval_dataset(config, **options, views=3)
     (single,) = pipeline.make_eval_dataset(config, **options)
     np.testing.assert_array_equal(batch["index"], [0, 0, 0, -1, -1, -1])

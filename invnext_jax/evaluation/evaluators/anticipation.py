@@ -211,7 +211,9 @@ def _token_shapes(
 def _train(subject, config, module, classes, held_out, shapes) -> head_training.TrainedHeads:
     """Trains all heads of the grid, on stored tokens or on clips."""
     settings, encoder = config.anticipation, subject.encoder
-    steps_per_epoch = int((~held_out).sum()) / settings.batch_size
+    videos = int((~held_out).sum())
+    subject.note_large_batch("anticipation", settings, videos)
+    steps_per_epoch = videos / settings.batch_size
     # Without clipping, because the probes of one head of the grid must not influence each other.
     options = head_training.HeadTraining.for_epochs(
         settings, steps_per_epoch, config.seed, clip_norm=0.0

@@ -157,7 +157,9 @@ def count_classes(
 def _train(inputs, config, module, classes, held_out) -> head_training.TrainedHeads:
     """Trains all heads of the grid."""
     settings, encoder = config.attentive_probe, inputs.encoder
-    steps_per_epoch = int((~held_out).sum()) / settings.batch_size
+    videos = int((~held_out).sum())
+    inputs.note_large_batch("attentive_probe", settings, videos)
+    steps_per_epoch = videos / settings.batch_size
     options = head_training.HeadTraining.for_epochs(settings, steps_per_epoch, config.seed)
     json_settings = run_metadata.config_to_json(config)["attentive_probe"]
     slots = config.data.frames // encoder.tubelet

@@ -110,6 +110,7 @@ def train(
                 "text_id": captions.group_j[caption_b],
             }
 
+        inputs.note_large_batch("text", settings, videos)
         training = head_training.HeadTraining.for_epochs(
             settings, videos / settings.batch_size, seed, b2=0.98
         )

@@ -101,8 +101,14 @@ def test_encoder_in_the_step_gives_the_scores_of_cached_tokens(config, oracle, t
 def test_augmented_training_runs(config, tmp_path):
     config.attentive_probe.update(augment=True, repeats=2, cutmix=1.0, epochs=1.0, crops=3)
     config.attentive_probe.rand_augment.operations = 2
+    config.attentive_probe.batch_size = 160
     encoder = oracle_encoder.make_blind(width=8)
-    rows = AttentiveProbe().evaluate(make_inputs(config, encoder, tmp_path), config)
+    subject = make_inputs(config, encoder, tmp_path)
+    rows = AttentiveProbe().evaluate(subject, config)
+    (note,) = subject.notes.pop_all()
+    assert "a batch has 160 videos, but only" in note and "trained for 1 step only" in note
+    (note,) = subject.dataset.describe_videos()  # the world has square frames
+    assert note.startswith("The crops of each of the 40 held-out videos are equal")
     assert len(rows) == 4 and rows[0].n == 40
     assert np.isfinite([head["train_loss"] for head in rows[0].details["grid"]]).all()
 
