@@ -93,6 +93,8 @@ def read_stored(file: str) -> dict[str, str]:
                 if len(line) == MAX_LINE_BYTES:
                     raise ValueError(f"a line has {MAX_LINE_BYTES} bytes or more")
                 row = json.loads(line)
+                if not isinstance(row["index"], str):  # nested lists would fill the memory
+                    raise TypeError(f"the index of {row['path']!r:.80} is not text")
                 found[os.path.join(folder, row["path"])] = row["index"]
     except FileNotFoundError:
         return found

@@ -120,6 +120,13 @@ def test_files_of_stored_indexes_may_have_any_content(tmp_path):
     video_io.IndexCache().load([str(tmp_path / "pipe")])
 
 
+def test_indexes_that_are_not_text_are_not_kept(tmp_path, caplog):
+    path, good = tmp_path / "m.frames.jsonl", index_files.format_lines([("a", "x")])
+    path.write_text(good + '{"path": "b", "index": [[], []]}\n')
+    assert index_files.read_stored(str(path)) == {str(tmp_path / "a"): "x"}
+    assert "m.frames.jsonl are not used: the index of 'b' is not text" in caplog.text
+
+
 def test_large_files_and_long_lines_of_stored_indexes_are_skipped(tmp_path, monkeypatch, caplog):
     path, good = tmp_path / "m.frames.jsonl", index_files.format_lines([("a", "x")])
     path.write_text(good + '{"path": "' + "b" * index_files.MAX_LINE_BYTES + '", "index": "y"}\n')

@@ -78,6 +78,19 @@ def test_frames_with_too_many_pixels_are_not_decoded(tmp_path):
         read(tmp_path / "1.png")
 
 
+def test_jpeg_images_with_many_scans_are_not_decoded(tmp_path):
+    content = io.BytesIO()
+    Image.new("L", (64, 64)).save(content, "JPEG", progressive=True)
+    data = content.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]  # at 64 megapixels, each takes 0.07 s
+    path = tmp_path / "scans.jpg"
+    path.write_bytes(data[:-2] + 90 * last + data[-2:])
+    assert read(path).shape == (64, 64, 3)
+    path.write_bytes(data[:-2] + 200 * last + data[-2:])
+    with pytest.raises(BadTruth, match="scans.jpg has 20[0-9] scans, more than 100"):
+        read(path)
+
+
 def test_the_pixels_of_all_frames_of_a_clip_are_limited(tmp_path, monkeypatch):
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path in paths:
