@@ -79,6 +79,7 @@ def test_the_worst_checkpoints_of_an_evaluation_are_not_kept_as_the_best(config)
         ("encoder__pool_heads", 3, "must be divisible by encoder.pool_heads=3"),
         ("encoder__layer_scale", -1.0, "must be at least 0"),
         ("encoder__layer_scale", float("nan"), "must be a finite number"),
+        ("seed", 2**32, "must be below 4294967296"),
         ("loss__pixels", float("inf"), "must be a finite number"),
         ("mask__aspect", (0.75, float("inf")), "must be a finite number"),
     ],

@@ -172,7 +172,7 @@ def build_manifest(
             *class_ids.describe_similar_names(videos.classes or ()),
             *copies.notes,
             *video_flags.describe_flags(flags),
-            *video_flags.describe_short([(e.path, _count_frames(e, p)) for e, p in copies.clean]),
+            *video_flags.describe_clips(copies.clean),
         ),
         removed=len(copies.removed),
         similar=len(copies.similar or ()),
@@ -273,12 +273,6 @@ def _resolve_window(entry: VideoEntry, probe: VideoProbe) -> VideoEntry:
     if entry.may_be_trimmed and probe.duration <= entry.end - entry.start + TRIM_TOLERANCE_SECONDS:
         return dataclasses.replace(entry, start=None, end=None)
     return entry
-
-
-def _count_frames(entry: VideoEntry, probe: VideoProbe) -> int:
-    """Estimates the number of frames between `start` and `end`."""
-    end = probe.duration if entry.end is None else min(entry.end, probe.duration)
-    return round(probe.frames * (end - (entry.start or 0.0)) / probe.duration)
 
 
 def _check_window(entry: VideoEntry, probe: VideoProbe) -> str:

@@ -1,12 +1,15 @@
-"""Describes unusual good videos: short videos, tiny frames and expensive decoding."""
+"""Describes unusual good videos: short or small videos, and expensive decoding."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from invnext_jax.data.clips import count_dense_span
 from invnext_jax.video.frame_index import PacketIndex
 
 CLIP_FRAMES = 16  # frames of a clip, whose cost and length are estimated; as config.data.frames
 CLIP_STRIDE = 4  # frames between those of a densely sampled clip; as config.data.stride
+CLIP_SIDE = 224  # side of a clip in pixels; as config.data.size
+LATE_SECONDS = 5  # the times of published lists are often rounded up
 EXPENSIVE_PIXELS = 1e9  # decoded pixels per clip, which one core decodes in about a second
 MIN_SIDE = 16  # pixels; smaller frames have less than one pixel per patch of a 224 px clip
 ADVICE = {
@@ -59,11 +62,14 @@ def describe_flags(flags_by_path: Mapping[str, str]) -> list[str]:
     ]
 
 
-def describe_short(frames: Sequence[tuple[str, int]]) -> list[str]:
-    """Returns sentences about videos that are shorter than a clip of the default length.
+def describe_clips(videos: Sequence[tuple[Any, Any]]) -> list[str]:
+    """Returns sentences about videos that do not suit clips of the default length and size.
+
+    They are shorter or smaller than a clip, or a row ends long after its video, which happens if
+    its times are not in seconds.
 
     Args:
-      frames: The path of each video and the number of frames in its time range.
+      videos: The `VideoEntry` and the `VideoProbe` of each row.
     """
     span = count_dense_span(CLIP_FRAMES, CLIP_STRIDE)
     effects = {
@@ -71,13 +77,33 @@ def describe_short(frames: Sequence[tuple[str, int]]) -> list[str]:
         span: f"densely sampled clips (config.data.sampling='dense') of {CLIP_FRAMES} frames with "
         f"a stride of {CLIP_STRIDE} repeat the last frame",
     }
-    sentences = []
+    sentences, total = [], len(videos)
+    frames = [(_count_frames(entry, probe), entry.path) for entry, probe in videos]
     for length, effect in effects.items():
-        short = [(count, path) for path, count in frames if count < length]
-        if short:
-            count, path = min(short)
+        if short := [pair for pair in frames if pair[0] < length]:
             sentences.append(
-                f"{len(short)} of {len(frames)} videos have fewer than {length} frames, so that "
-                f"{effect}; the shortest is {path} with {count}"
+                f"{len(short)} of {total} videos have fewer than {length} frames, so that "
+                f"{effect}; the shortest is {min(short)[1]} with {min(short)[0]}"
             )
+    sides = [(min(probe.width, probe.height), entry.path) for entry, probe in videos]
+    if small := [pair for pair in sides if pair[0] < CLIP_SIDE]:
+        sentences.append(
+            f"{len(small)} of {total} videos are less than {CLIP_SIDE} pixels wide or high, so "
+            f"that clips of {CLIP_SIDE} pixels (config.data.size) are enlarged; the smallest is "
+            f"{min(small)[1]} with {min(small)[0]}"
+        )
+    late = [(e, p) for e, p in videos if e.end is not None and e.end > p.duration + LATE_SECONDS]
+    if late:
+        entry, probe = late[0]
+        sentences.append(
+            f"{len(late)} of {total} rows end more than {LATE_SECONDS} s after their video, such "
+            f"as {entry.path}, which ends at {probe.duration:g} s instead of {entry.end:g} s: "
+            "check that the times are in seconds"
+        )
     return sentences
+
+
+def _count_frames(entry: Any, probe: Any) -> int:
+    """Estimates the number of frames between `start` and `end`."""
+    end = probe.duration if entry.end is None else min(entry.end, probe.duration)
+    return round(probe.frames * (end - (entry.start or 0.0)) / probe.duration)

@@ -30,6 +30,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       UserError: a value is out of range.
     """
     check_minimums(config, {"batch_size": 1, "accumulate": 1, "seed": 0})
+    if config.seed >= 2**32:  # jax.random.key would use the low 32 bits only
+        raise UserError(f"config.seed={config.seed} must be below {2**32}")
     if not 0 <= config.ema.decay < 1:
         raise UserError(f"config.ema.decay={config.ema.decay} must be at least 0 and below 1")
 

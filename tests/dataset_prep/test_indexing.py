@@ -65,6 +65,20 @@ def test_videos_shorter_than_a_clip_are_counted(folder, videos):
     assert sparse.startswith("1 of 5 videos") and sparse.endswith("2.mp4 with 8")
 
 
+def test_videos_smaller_than_a_clip_and_times_in_frames_are_noted(folder, videos):
+    assert video_flags.CLIP_SIDE == common.data().size
+    videos.write(folder / "0.mp4", frames=50)
+    videos.write(folder / "1.mp4", frames=4, size=(224, 256))
+    text = "0.mp4,a,0,50\n0.mp4,a,0,2\n1.mp4,a,,\n"  # two seconds
+    (folder / "list.csv").write_text(f"path,source,start,end\n{text}")
+    summary = build(folder / "list.csv", folder / "m.csv")
+    (small,) = (note for note in summary.notes if "enlarged" in note)
+    assert small.startswith("2 of 3 videos are less than 224 pixels wide or high")
+    (late,) = (note for note in summary.notes if "check that the times are in seconds" in note)
+    assert late.startswith("1 of 3 rows end more than 5 s after their video, such as ")
+    assert "0.mp4, which ends at 2 s instead of 50 s" in late
+
+
 def test_pipes_and_devices_are_not_opened(folder):
     os.mkfifo(folder / "pipe.mp4")
     (folder / "device.mp4").symlink_to("/dev/zero")
