@@ -22,6 +22,8 @@ from invnext_jax.evaluation.truth import captions
 from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.spec import WorldSpec
 
+MAX_MANIFESTS = 100  # of a split
+
 
 class VideoLabels(NamedTuple):
     """The labels of a task.
@@ -77,20 +79,32 @@ def read_unchanged(names: str, digest: str) -> Manifest | None:
 def is_local(names: Any) -> bool:
     """Returns whether manifests are regular local files or rendered worlds.
 
+    There may be at most `MAX_MANIFESTS`, with at most `urls.MAX_VIDEOS` rendered clips in total,
+    because all of their labels are computed.
+
     Args:
       names: names of manifests, separated by commas. Values of other types are rejected.
     """
-    return isinstance(names, str) and all(map(_is_local_name, manifest_lib.split_names(names)))
-
-
-def _is_local_name(name: str) -> bool:
-    if not video_io.is_world(name):
-        return not video_io.is_remote(name) and os.path.isfile(name)
-    try:
-        urls.parse(name)
-        return True
-    except (UserError, ValueError):
+    if not isinstance(names, str) or names.count(",") >= MAX_MANIFESTS:
         return False
+    try:
+        clips = sum(map(_count_rendered, manifest_lib.split_names(names)))
+    except (UserError, OSError, ValueError):
+        return False
+    return clips <= urls.MAX_VIDEOS
+
+
+def _count_rendered(name: str) -> int:
+    """Returns the number of rendered clips of a manifest.
+
+    Raises:
+      UserError: it is neither a regular local file nor a valid rendered world.
+    """
+    if video_io.is_world(name):
+        return urls.parse(name).videos
+    if video_io.is_remote(name) or not os.path.isfile(name):
+        raise UserError(f"{name} is not a local file")
+    return 0
 
 
 def find_section(config: Mapping[str, Any], row: Mapping[str, Any]) -> Any:

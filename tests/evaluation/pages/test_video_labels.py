@@ -3,8 +3,15 @@
 import json
 import os
 
+import pytest
+
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.evaluation.pages.video_labels import open_manifest, read_labels, read_unchanged
+from invnext_jax.evaluation.pages.video_labels import (
+    is_local,
+    open_manifest,
+    read_labels,
+    read_unchanged,
+)
 
 TEXT = "path,source,label_shape,label_color\n0.mp4,x,1,0\n1.mp4,x,-1,2\n"
 
@@ -83,3 +90,12 @@ def test_only_local_manifests_are_opened(tmp_path, monkeypatch):
         results = {"manifests": {"val": "x"}, "run": {"config": {"val_manifest": name}}}
         assert open_manifest(results, "val") is None
         assert read_labels(results, "val", ["shape"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("worlds", "videos", "expected"),
+    [(2, 50_000, True), (3, 50_000, False), (100, 1, True), (101, 1, False)],
+)
+def test_the_number_of_rendered_clips_is_limited(worlds, videos, expected):
+    names = (f"world:simple/val?videos={videos}&seed={number}" for number in range(worlds))
+    assert is_local(",".join(names)) == expected
