@@ -18,8 +18,9 @@ from absl import logging
 
 from invnext_jax.data import video_io
 from invnext_jax.data.copies import name_rows
-from invnext_jax.data.manifest import Manifest
+from invnext_jax.data.manifest import Manifest, split_names
 from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import urls
 
 T = TypeVar("T")
 Config = Mapping[str, Any]  # `config.data`
@@ -73,6 +74,19 @@ def describe_options(data_config: Config, source: str) -> str:
     stride = f" {low}" if low == high else f" {low}-{high}"
     sampling = options["sampling"] + (stride if options["sampling"] == "dense" else "")
     return f"{sampling}, {options['crop']}, {'flip' if options['flip'] else 'no flip'}"
+
+
+def describe_worlds(data_config: Config, manifest: Manifest) -> list[str]:
+    """Returns a sentence for each rendered world with fewer frames or pixels than a clip."""
+    sentences, clip = [], (data_config["frames"], data_config["size"])
+    for name in filter(video_io.is_world, split_names(manifest.file)):
+        spec = urls.parse(name).spec
+        if spec.frames < clip[0] or spec.size < clip[1]:
+            sentences.append(
+                f"{name} has {spec.frames} frames of {spec.size} x {spec.size} pixels, which are "
+                f"repeated or enlarged: add &frames={clip[0]}&size={clip[1]} to render whole clips"
+            )
+    return sentences
 
 
 def check_clip_options(fields: Mapping[str, Any], prefix: str) -> None:

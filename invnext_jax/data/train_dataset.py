@@ -212,7 +212,7 @@ class TrainDataset:
     def describe(self, steps: int) -> str:
         """Formats a table of the sources: epochs in a run of `steps` steps, and options.
 
-        A line follows if rows of the manifest are repeated.
+        Lines follow if rows of the manifest or frames of a rendered world are repeated.
         """
         describe = functools.partial(sources.describe_options, self._config)
         table = self.mixture.table(steps * self.global_batch, describe)
@@ -221,7 +221,7 @@ class TrainDataset:
                 f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same path, "
                 "record, start and end) and count as separate videos in the epochs"
             )
-        return table
+        return "\n".join([table, *sources.describe_worlds(self._config, self.manifest)])
 
     def unused_options(self) -> dict[str, str]:
         """Returns the options of `config.data` that affect no video, with the reason."""
