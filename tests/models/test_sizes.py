@@ -1,4 +1,4 @@
-"""Parameter counts of the published sizes, from abstract shapes, and the table in docs/sizes.md."""
+"""Parameter counts of the published sizes, from abstract shapes, and the table in the docs."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from invnext_jax.stages.registry import STAGES
 
 stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
-SIZES = Path(__file__).parents[2] / "docs" / "sizes.md"
+SIZES = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 # Counted in the reference implementation (teacher width 1536, 6 taps, 16 frames, patch 14).
 COUNTS = {
@@ -159,4 +159,4 @@ def table():
 
 
 def test_documented_table_equals_counted_parameters():
-    assert table() in SIZES.read_text(), f"docs/sizes.md must hold:\n{table()}"
+    assert table() in SIZES.read_text(), f"docs/architecture.md must hold:\n{table()}"
