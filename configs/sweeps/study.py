@@ -1,0 +1,142 @@
+"""The study of docs/study.md: claims of the paper's Tables 1a, 3 and 4 in a synthetic world.
+
+    python launch/sweep.py --config=configs/sweeps/study.py --workdir=sweeps/study --seeds=0,1,2
+    python launch/sweep.py --config=configs/sweeps/study.py:stages --workdir=sweeps/stages \
+        --seeds=0,1,2
+
+Without a name, all arms are trained: `stages` (Stage 1 and Stage 2), `components` (of Stage 1),
+`targets` (of Stage 2) and `masks`. Arms that need the same Stage 1 model share it.
+
+The variants "test" (the default) and "val" evaluate on this split of the world. Explore with "val",
+so that the reported values are those of videos that no choice depends on. "toy" trains for a few
+steps, to check that everything runs.
+"""
+
+from collections.abc import Iterator
+
+from invnext_jax.sweeps.arms import Arm, Column, Overrides, Step
+
+# Objects of about one patch, which move by about one patch per frame.
+WORLD = "size=48&object_size=0.6&speed=1.2"
+STEPS = {"stage1": 1500, "stage2": 4000}  # of 32 clips
+VARIANTS = ("test", "val", "toy")
+
+# Linear probes have standard errors of about 1 point with 2000 held-out videos.
+COLUMNS = {
+    "shape": Column("probes", metric="top1", task="shape", evaluator="linear_probe", input="mean"),
+    "motion, mean": Column(
+        "probes", metric="top1", task="motion", evaluator="linear_probe", input="mean"
+    ),
+    "motion, frames": Column(
+        "probes", metric="top1", task="motion", evaluator="linear_probe", input="frames"
+    ),
+    "motion, attentive": Column(
+        "probes", metric="top1", task="motion", evaluator="attentive_probe", input="mean query"
+    ),
+    "conditioning gap": Column("stage1", metric="conditioning_gap", optional=True),
+}
+
+_TEACHER = {"teacher.size": 48}  # for steps that need the image teacher
+_PREDICTOR = {  # for steps that need the predictor
+    "predictor.depth": 2,  # the encoder has 4 layers; 5 and 12 in the paper
+    "mask.predicted": 0.3,  # cheaper steps
+}
+_NO_ALIGNMENT = {"loss.align_tokens": 0.0, "loss.align_pooled": 0.0}
+COMPONENTS: dict[str, Overrides] = {  # of Stage 1, as in Table 1a
+    "alignment and diffusion decoder": _PREDICTOR,
+    "alignment and linear decoder": {**_PREDICTOR, "decoder.kind": "linear"},
+    "alignment only": {"loss.pixels": 0.0},
+    "linear decoder only": {**_PREDICTOR, **_NO_ALIGNMENT, "decoder.kind": "linear"},
+    "diffusion decoder only": {**_PREDICTOR, **_NO_ALIGNMENT},
+}
+TARGETS: dict[str, Overrides] = {  # of Stage 2, as in Table 3
+    "momentum target": {"target.kind": "momentum", "target.momentum": 0.998},
+    "image target": {"target.kind": "image", **_TEACHER},
+    "visible alignment": {"loss.align_visible": 1.0},
+    "pixels": {"loss.pixels": 1.0},
+    "new predictor": {"init_parts": ("encoder", "pool")},
+}
+
+
+def sweep_stages(variant: str = "test") -> Iterator[Arm]:
+    """Stage 1 and Stage 2."""
+    group = "Stages"
+    yield Arm("Stage 1", (_stage1(variant), _probes(variant)), is_baseline=True, group=group)
+    steps = (_stage1(variant), _stage2(variant), _probes(variant))
+    yield Arm("Stage 1 and Stage 2", steps, group=group)
+
+
+def sweep_components(variant: str = "test") -> Iterator[Arm]:
+    """Losses and decoders of Stage 1, without Stage 2."""
+    for name, overrides in COMPONENTS.items():
+        steps = (_training("stage1", variant, {**_TEACHER, **overrides}), _probes(variant))
+        is_baseline = overrides is _PREDICTOR
+        yield Arm(name, steps, is_baseline=is_baseline, group="Components of Stage 1")
+
+
+def sweep_targets(variant: str = "test") -> Iterator[Arm]:
+    """Targets and losses of Stage 2, and a predictor with random initial parameters."""
+    for name, overrides in {"frozen target": {}, **TARGETS}.items():
+        stage2 = _stage2(variant, overrides)
+        steps = (_stage1(variant), stage2, _probes(variant))
+        yield Arm(name, steps, is_baseline=not overrides, group="Targets of Stage 2")
+
+
+def sweep_masks(variant: str = "test") -> Iterator[Arm]:
+    """Semantic and multi-block masks in both stages."""
+    group = "Masks"
+    for kind in ("semantic", "multi_block"):
+        stage1 = _stage1(variant, {"mask.kind": kind})
+        yield Arm(f"Stage 1, {kind}", (stage1, _probes(variant)), group=group)
+    for kind in ("semantic", "multi_block"):
+        teacher = _TEACHER if kind == "semantic" else {}
+        stage2 = _stage2(variant, {"mask.kind": kind, **teacher})
+        steps = (_stage1(variant), stage2, _probes(variant))
+        yield Arm(f"Stage 2, {kind}", steps, is_baseline=kind == "multi_block", group=group)
+
+
+def sweep(variant: str = "test") -> Iterator[Arm]:
+    """All arms, the most important ones first."""
+    yield from sweep_stages(variant)
+    yield from sweep_components(variant)
+    yield from sweep_targets(variant)
+    yield from sweep_masks(variant)
+
+
+def _stage1(variant: str, overrides: Overrides | None = None) -> Step:
+    return _training("stage1", variant, {**_TEACHER, **_PREDICTOR, **(overrides or {})})
+
+
+def _stage2(variant: str, overrides: Overrides | None = None) -> Step:
+    return _training("stage2", variant, {**_PREDICTOR, **(overrides or {})})
+
+
+def _training(stage: str, variant: str, overrides: Overrides) -> Step:
+    toy = variant == "toy"
+    shared = {
+        "data.manifest": _world("train", 64 if toy else 50_000),
+        **{"data.size": 48, "encoder.size": 48},
+        "total_steps": 4 if toy else STEPS[stage],
+        "log.diagnostics_every_steps": 2 if toy else 500,
+    }
+    return Step(stage, f"configs/{stage}.py:tiny", {**shared, **overrides})
+
+
+def _probes(variant: str) -> Step:
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    toy = variant == "toy"
+    overrides = {
+        "train_manifest": _world("train", 64 if toy else 6000),
+        "val_manifest": _world("val" if variant == "val" else "test", 32 if toy else 2000),
+        "evaluators": ("linear_probe", "attentive_probe"),
+        "poolings": ("mean", "frames", "pool"),
+        "tasks": ("shape", "motion"),
+    }
+    if toy:
+        overrides["attentive_probe.epochs"] = 3.0
+    return Step("probes", "configs/eval/tasks/attentive_probe.py:tiny", overrides)
+
+
+def _world(split: str, videos: int) -> str:
+    return f"world:simple/{split}?videos={videos}&{WORLD}"
