@@ -99,3 +99,19 @@ def test_batches_of_the_rate_sweep_see_the_same_videos(tmp_path):
 def test_unknown_variants_are_user_errors(source, tmp_path):
     with pytest.raises(commands.UserError, match="unknown variant 'huge'"):
         expand(source, tmp_path)
+
+
+@pytest.mark.parametrize("variant, split", [("test", "test"), ("val", "val"), ("toy", "test")])
+def test_the_study_shares_stage_1_and_evaluates_one_split(variant, split, tmp_path):
+    sweep, configs = expand(f"study.py:{variant}", tmp_path)
+    jobs = {}
+    for arm in sweep.arms:
+        jobs.setdefault(arm.group, []).append(arm.jobs)
+        manifests = configs[arm.jobs["probes"]].config
+        assert "/train?" in manifests.train_manifest
+        assert f"/{split}?" in manifests.val_manifest
+    first = jobs["Stages"][0]["stage1"]
+    assert {job["stage1"] for job in jobs["Targets of Stage 2"]} == {first}
+    assert len({job["stage1"] for job in jobs["Components of Stage 1"]} - {first}) == 4
+    assert len({job["stage2"] for job in jobs["Targets of Stage 2"]}) == 6
+    assert jobs["Masks"][0] == jobs["Stages"][0] and jobs["Masks"][3] == jobs["Stages"][1]
