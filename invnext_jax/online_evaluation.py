@@ -208,13 +208,14 @@ def _open_videos(
 ) -> tuple[Manifest, np.ndarray, dict[str, np.ndarray]]:
     """Returns the manifest of the evaluated videos, and the rows and labels of `_select_rows`.
 
-    The manifest is `evaluated`, or `training` if that is None.
-
-    Raises:
-      UserError: the manifest is a list of manifests with contradicting class names.
+    The manifest is `evaluated`, or `training` if that is None. Raises `UserError` if it is a list
+    of manifests with contradicting class names.
     """
     manifest = training if evaluated is None else evaluated
     rows, labels = _select_rows(config, manifest)
+    if left_out := manifest.labels.keys() - {manifest_lib.LABEL_PREFIX + task for task in labels}:
+        names = ", ".join(sorted(left_out))
+        log_on_process_0(f"note: the evaluated videos have less than two classes: {names}")
     files = manifest_lib.list_manifests(config.eval.manifest or config.data.manifest)
     if len(files) > 1:
         compare_manifests(files, [*labels], AccessRules.from_config(config.data))
@@ -267,8 +268,7 @@ def _log_copies(config: Any, manifest: Manifest, rows: np.ndarray, training: Man
     if jax.process_index() != 0:
         return
     trained = training_rows(training, config.data.held_out)
-    copies = find_copies(training, manifest, trained, rows, seconds=COPIES_SECONDS)
-    if copies:
+    if copies := find_copies(training, manifest, trained, rows, seconds=COPIES_SECONDS):
         log_on_process_0(
             f"note: {len(copies)} of {len(rows)} evaluated videos in config.eval.manifest are also "
             "training videos (same name or content), so the metrics eval/* may be too high"

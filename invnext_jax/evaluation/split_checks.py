@@ -107,6 +107,16 @@ def compare_splits(config: Any, tasks: Sequence[str], evaluators: Sequence[str])
     train, val = (
         manifest_lib.read_manifest(config[f"{split}_manifest"]) for split in ("train", "val")
     )
+    for column in sorted(train.labels.keys() ^ val.labels.keys()):
+        if (
+            tasks
+            and not config.tasks
+            and column.removeprefix(manifest_lib.LABEL_PREFIX) not in tasks
+        ):
+            split = "training" if column in train.labels else "held-out"
+            notes.append(
+                f"Only the {split} manifest has the column {column}, so it is not evaluated."
+            )
     copies = find_copies(train, val)
     if copies:
         examples = ", ".join(ascii(val[row].name) for row in list(copies)[:EXAMPLES])

@@ -34,7 +34,19 @@ def write(folder, name, rows, columns="path,source,label_x"):
 
 def get_config(train, val, same_manifest=False):
     paths = {"train_manifest": train, "val_manifest": val, "same_manifest": same_manifest}
-    return ml_collections.ConfigDict(paths)
+    return ml_collections.ConfigDict({**paths, "tasks": ()})
+
+
+def test_labels_of_one_manifest_only_are_noted(folder):
+    train = write(folder, "t", ["0.mp4,s,0,1", "1.mp4,s,1,0"], "path,source,label_x,label_action")
+    val = write(folder, "v", ["2.mp4,s,0,1", "3.mp4,s,1,0"], "path,source,label_x,label_actions")
+    config = get_config(train, val)
+    assert split_checks.compare_splits(config, ("x",), ["knn"]).notes == [
+        "Only the training manifest has the column label_action, so it is not evaluated.",
+        "Only the held-out manifest has the column label_actions, so it is not evaluated.",
+    ]
+    config.tasks = ("x",)
+    assert split_checks.compare_splits(config, ("x",), ["knn"]).notes == []
 
 
 def test_copies_are_found_by_name_and_content(folder):

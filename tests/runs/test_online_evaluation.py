@@ -67,6 +67,18 @@ def test_random_part_of_a_large_manifest_is_used(config):
     np.testing.assert_array_equal(part_labels["shape"], labels["shape"][part])
 
 
+def test_labels_of_a_single_class_are_noted(config, tmp_path, capsys):
+    path = tmp_path / "videos.csv"
+    path.write_text("path,source,label_a,label_b\nx.mp4,s,0,1\ny.mp4,s,1,1\nz.mp4,s,1,-1\n")
+    config = config.copy_and_resolve_references()
+    config.eval.manifest = str(path)
+    assert read_labels(config)[1].keys() == {"a"}
+    assert (
+        "note: the evaluated videos have less than two classes: label_b\n"
+        in capsys.readouterr().out
+    )
+
+
 def test_half_of_an_unlabeled_video_retrieves_the_other_half(config, tmp_path):
     """The color of a clip does not change, so that even random weights find the other half."""
     write_world(WorldSpec(size=16, frames=8, split="val"), tmp_path, 20, progress=False)
