@@ -25,6 +25,7 @@ from invnext_jax.evaluation.pages.reported_run import ReportedRun
 from invnext_jax.stages import registry
 from invnext_jax.weights.model_sizes import check_sizes
 
+MAX_PATCHES = 2**15  # of all clips; a tiny model needs 10 GB of memory for so many
 MAX_CAPTIONS_BYTES = 2**30
 MAX_LINE_BYTES = 2**22  # maximum size of the line of a caption
 
@@ -51,7 +52,7 @@ def show_clips(
       UserError: the manifest, its videos or a checkpoint cannot be read.
     """
     for run in runs:
-        _check_sizes(run)
+        _check_sizes(run, count)
     try:
         return _draw_clips(runs, results, count, rules)
     except UserError:
@@ -62,7 +63,7 @@ def show_clips(
         ) from error
 
 
-def _check_sizes(run: ReportedRun) -> None:
+def _check_sizes(run: ReportedRun, count: int) -> None:
     """Checks the sizes of clips and models before memory is allocated for them."""
     config, source = run.record["config"], str(run.folder)
     check_sizes(config, source)
@@ -72,6 +73,12 @@ def _check_sizes(run: ReportedRun) -> None:
         raise UserError(
             f"{source}: clips of {pixels:,} pixels are not drawn: the limit is "
             f"{results_file.MAX_PIXELS:,}"
+        )
+    patches = count * data["frames"] * (data["size"] // config["encoder"]["patch"]) ** 2
+    if patches > MAX_PATCHES:
+        raise UserError(
+            f"{source}: {count} clips of {patches // count:,} patches are not drawn: the limit is "
+            f"{MAX_PATCHES:,} patches in total; set a smaller --clips"
         )
 
 

@@ -179,6 +179,10 @@ def test_a_manifest_that_came_with_the_run_lists_files_of_its_folder_only(tmp_pa
         ({"frames": 32, "size": 4096}, "describes clips of 8,388,608 patches"),
         ({"frames": 10**6}, "frames='1000000', which is not a whole number between 0 and 4096"),
         ({"short_side": 4096, "frames": 64}, "are not drawn: the limit is 268,435,456"),
+        (
+            {"frames": 129, "size": 128},
+            "clips of 33,024 patches are not drawn: the limit is 32,768",
+        ),
         ({"by_source": 5}, "the clips cannot be drawn"),
     ],
 )
