@@ -114,7 +114,7 @@ LAYERS = {
     ],
     "video": [
         {"frame_converter", "frame_index"},
-        {"demux", "packet_headers"},
+        {"demux", "jpeg", "packet_headers"},
     ],
     "workers": [
         {"worker_pool"},

@@ -23,6 +23,7 @@ from PIL import Image
 from invnext_jax import atomic_file, regular_file
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.monitoring.progress import ProgressMeter
+from invnext_jax.video import jpeg
 
 FRONT = 1
 CAMERA, TIME, OBJECT = "key.camera_name", "key.frame_timestamp_micros", "key.camera_object_id"
@@ -209,6 +210,7 @@ def _check_metadata(metadata: Any, used: Sequence[str]) -> None:
 
 def _shrink(data: bytes, short_side: int) -> tuple[bytes, tuple[int, int]]:
     """Returns a JPEG image of the given short side, and the height and width of the original."""
+    jpeg.check_scans(data)
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:

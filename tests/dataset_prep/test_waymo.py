@@ -1,5 +1,6 @@
 """Segments in the columns of Waymo are converted to images and boxes for the evaluation."""
 
+import io
 import json
 import os
 import struct
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import truth_layouts
+from PIL import Image
 from pyarrow import parquet
 from truth_layouts import jpeg
 
@@ -152,6 +154,17 @@ def test_images_that_are_large_when_decompressed_are_skipped(tmp_path, monkeypat
     found = waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
     assert found.segments == 1
     assert all("have more than 1000000 bytes" in found.skipped[name] for name in "ab")
+
+
+def test_images_with_many_scans_are_skipped(tmp_path):
+    content = io.BytesIO()
+    Image.new("L", (64, 64)).save(content, "JPEG", progressive=True)
+    data = content.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    write_tables(tmp_path / "in", "a", images=[data, data[:-2] + 200 * last + data[-2:]])
+    write_tables(tmp_path / "in", "b", images=[data] * 2)
+    found = waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert found.segments == 1 and "scans, more than 100" in found.skipped["a"]
 
 
 def test_a_value_that_many_rows_refer_to_is_not_copied_for_each(tmp_path):

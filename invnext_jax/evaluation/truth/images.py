@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -18,7 +18,7 @@ from invnext_jax import regular_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.truth import BadTruth
-from invnext_jax.video import frame_converter
+from invnext_jax.video import frame_converter, jpeg
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 FORMATS = ("PNG", "JPEG")  # the decoders of other formats start programs or are rarely tested
@@ -26,8 +26,6 @@ DEPTH_MODES = ("I", "I;16", "I;16B", "I;16L")
 MAX_PIXELS = 2**26
 MAX_CLIP_PIXELS = 2**30  # of all frames of a clip; 3 GiB
 MAX_BYTES = 2**28  # maximum size of an image file
-MAX_SCANS = 100  # of a progressive JPEG image, which usually has 10
-JPEG_START, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
 MAX_LIST_BYTES = 2**24
 MAX_NAME = 255  # file systems do not have longer names
 
@@ -258,7 +256,8 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     """
     try:
         with regular_file.open_binary(path, MAX_BYTES) as file:
-            _check_scans(file, path)
+            jpeg.check_scans(file.read())
+            file.seek(0)
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadTruth(
@@ -275,14 +274,3 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
         raise BadTruth(f"{path} cannot be decoded ({reason})", "truncated") from error
     except Exception as error:  # Pillow's decoders raise errors of many types on damaged files
         raise BadTruth(f"{path} cannot be decoded ({error})", "truncated") from error
-
-
-def _check_scans(file: BinaryIO, path: str | os.PathLike) -> None:
-    """Checks the number of scans of a JPEG image, each of which may be short but is as slow as all.
-
-    Raises:
-      BadTruth: There are more than `MAX_SCANS`.
-    """
-    if file.read(2) == JPEG_START and (scans := file.read().count(JPEG_SCAN)) > MAX_SCANS:
-        raise BadTruth(f"{path} has {scans} scans, more than {MAX_SCANS}", "wrong format")
-    file.seek(0)

@@ -87,7 +87,7 @@ def test_jpeg_images_with_many_scans_are_not_decoded(tmp_path):
     path.write_bytes(data[:-2] + 90 * last + data[-2:])
     assert read(path).shape == (64, 64, 3)
     path.write_bytes(data[:-2] + 200 * last + data[-2:])
-    with pytest.raises(BadTruth, match="scans.jpg has 20[0-9] scans, more than 100"):
+    with pytest.raises(BadTruth, match="scans.jpg cannot be decoded .it has 20[0-9] scans"):
         read(path)
 
 
