@@ -11,6 +11,7 @@ from invnext_jax.checkpointing import reader, run_metadata, storage
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 from invnext_jax.weights import export, import_weights, match, published
+from invnext_jax.weights.export import config_mismatches
 from invnext_jax.weights.files import open_checkpoint
 
 # Options that `copy_sizes` copies. The data options are copied only from runs and exports.
@@ -18,10 +19,11 @@ _SECTIONS = ("encoder", "predictor", "decoder", "teacher")
 _FIELDS = ("variant", "dtype", "init_gain")
 _CLIP_FIELDS = ("frames", "size", "short_side", "crop_scales")
 _NOT_COPIED = ("predictor.weights", "decoder.chunks", "decoder.noise_draws", "teacher.weights")
-# Fields that change the meaning or the shapes of the parameters.
+# Fields that change the meaning or the shapes of the parameters, by part of the model.
 _SIZES = ("width", "depth", "heads", "mlp_width")
 _COMPARED_FIELDS = {
-    "encoder": (*_SIZES, "pool_heads", "patch", "size", "frames", "class_tokens"),
+    "encoder": (*_SIZES, "patch", "size", "frames", "class_tokens"),
+    "pool": ("pool_heads",),
     "predictor": (*_SIZES, "kind", "window", "last_layer"),
 }
 
@@ -92,15 +94,12 @@ def check_source(
             f"the run config.init_from={config.init_from} has completed {step} of "
             f"{source.total_steps} steps: finish it, or set config.init_from_unfinished"
         )
-    changed = [
-        f"config.{group}.{name}: {source[group][name]!r} in that run, {config[group][name]!r} in "
-        "this run"
-        for group, names in _COMPARED_FIELDS.items()
-        for name in names
-        if group in (config.init_parts or _COMPARED_FIELDS)
-        and name in source.get(group, {})
-        and source[group][name] != config[group][name]
-    ]
+    changed = []
+    for part in config.init_parts or _COMPARED_FIELDS:
+        section = "encoder" if part == "pool" else part
+        names, found = _COMPARED_FIELDS.get(part, ()), source.get(section, {})
+        for name, own, its in config_mismatches(found, config[section], names) if names else ():
+            changed.append(f"config.{section}.{name}: {its!r} in that run, {own!r} in this run")
     if changed:
         raise UserError(
             f"the run config.init_from={config.init_from} was made with different values; use its "

@@ -50,6 +50,17 @@ def test_parts_that_are_not_restored_may_differ(config):
     init_source.check_source(config, source, config.total_steps)
 
 
+def test_the_heads_of_the_pool_belong_to_the_pool(config):
+    """Their number is in no shape."""
+    source = config.copy_and_resolve_references()
+    source.encoder.pool_heads = 4
+    config.init_parts = ("encoder", "align")
+    init_source.check_source(config, source, config.total_steps)
+    config.init_parts = ("pool",)
+    with pytest.raises(UserError, match="config.encoder.pool_heads: 4 in that run, 2 in this"):
+        init_source.check_source(config, source, config.total_steps)
+
+
 @pytest.mark.parametrize(
     "content",
     [
