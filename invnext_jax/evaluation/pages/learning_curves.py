@@ -5,10 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation import results_file
 from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.evaluation.pages import charts, paired_differences, row_names, row_options
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, MeasuredRow, Protocol
+
+MAX_COMPARED = 10**7  # maximum product of the numbers of rows and steps; about 10 minutes
 
 
 def make_curves(
@@ -122,10 +125,25 @@ def find_runs(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
 
 
 def _read_steps(evaluation: Evaluation) -> list[Evaluation]:
-    """Reads the results of the single checkpoints of an evaluation with `config.steps`."""
-    found = []
-    for step in evaluation.results.get("steps", ()):
+    """Reads the results of the single checkpoints of an evaluation with `config.steps`.
+
+    Raises:
+      UserError: the results have too many bytes or rows. Each row is compared with those of all
+        other steps.
+    """
+    found, size, rows = [], 0, 0
+    for step in dict.fromkeys(evaluation.results.get("steps", ())):
         folder = results_file.step_folder(evaluation.folder, step)
-        if (folder / results_file.RESULTS).is_file():
+        path = folder / results_file.RESULTS
+        if not path.is_file():
+            continue
+        size += path.stat().st_size
+        if size <= results_file.MAX_BYTES:
             found.append(Evaluation(evaluation.title, folder, results_file.read_results(folder)))
+            rows += len(found[-1].results["rows"])
+        if size > results_file.MAX_BYTES or rows * len(found) > MAX_COMPARED:
+            raise UserError(
+                f"{evaluation.folder / 'steps'} has too many results for a page: remove some of "
+                "its folders"
+            )
     return found

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_evaluations import write_evaluation
 
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation import results_file
 from invnext_jax.evaluation.pages import comparison, learning_curves
 from invnext_jax.evaluation.pages.paired_differences import Protocol
@@ -42,6 +43,28 @@ def test_all_steps_of_each_run_are_in_one_chart(tmp_path, manifest):
     assert [(name, last) for name, _, last in chart["legend"]] == [("s1", "75"), ("s2", "100")]
     assert chart["svg"].count("<svg") == 1
     assert learning_curves.make_curves(runs, PROTOCOL._replace(input="frames")) == []
+
+
+def test_a_step_is_read_once(tmp_path, manifest):
+    folder = write_steps(tmp_path / "a", manifest, {10: 1, 20: 3}, "runs/s1")
+    path = folder / results_file.RESULTS
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": [10, 20] * 1000}))
+    (parts,) = find_runs(folder).values()
+    assert [part.results["step"] for part in parts] == [10, 20]
+
+
+def test_too_many_results_of_steps_are_one_sentence(tmp_path, manifest, monkeypatch):
+    folder = write_steps(tmp_path / "a", manifest, {10: 1, 20: 3}, "runs/s1")
+    evaluations = comparison.read_evaluations([folder])
+    (parts,) = learning_curves.find_runs(evaluations).values()
+    compared = 2 * sum(len(part.results["rows"]) for part in parts)
+    for name, module, value in (
+        ("MAX_COMPARED", learning_curves, compared - 1),
+        ("MAX_BYTES", results_file, 2 * (folder / "steps/10/results.json").stat().st_size - 100),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="has too many results"):
+            patch.setattr(module, name, value)
+            learning_curves.find_runs(evaluations)
 
 
 def test_evaluations_of_single_checkpoints_of_one_run_are_joined(tmp_path, manifest):
