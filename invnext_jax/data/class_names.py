@@ -1,6 +1,7 @@
 """Compares the class names of several manifests, so that a class id has one meaning in all."""
 
 import collections
+import os
 from collections.abc import Mapping, Sequence
 
 from invnext_jax.data import columns as columns_lib
@@ -9,7 +10,8 @@ from invnext_jax.data import video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
 from invnext_jax.data.columns import LABEL_PREFIX
 from invnext_jax.errors import UserError
-from invnext_jax.synthetic_world import urls
+from invnext_jax.synthetic_world import files, urls
+from invnext_jax.synthetic_world.spec import SPLITS, WorldSpec
 
 
 def compare_manifests(
@@ -33,20 +35,24 @@ def compare_manifests(
     nameless = collections.defaultdict(list)
     for name in names:
         columns = _label_columns(name, rules)
-        local = not video_io.is_world(name) and not video_io.is_remote(name)
-        ids = columns_lib.read_manifest_classes(name) if local else None
-        named = column_of_names(columns)
+        by_column = _read_classes(name, columns)
         for task in tasks:
             column = LABEL_PREFIX + task
-            if ids is None or column != named:
+            ids = by_column.get(column)
+            if ids is None:
                 nameless[task] += [name] if column in columns else []
                 continue
             first, first_ids = known.setdefault(task, (name, ids))
             if conflict := describe_class_conflict(first_ids, ids):
-                raise UserError(
-                    f"{first} and {name} number the classes of {task} differently ({conflict}): "
+                cure = (
                     "index the second manifest again with "
                     f"--classes={columns_lib.class_names_path(first)}"
+                )
+                if _read_world(first) or _read_world(name):
+                    cure = "use worlds of the same level, or other tasks"
+                raise UserError(
+                    f"{first} and {name} number the classes of {task} differently ({conflict}): "
+                    f"{cure}"
                 )
             known[task] = first, {**first_ids, **ids}
     notes = [
@@ -62,6 +68,32 @@ def _label_columns(name: str, rules: AccessRules) -> list[str]:
     if video_io.is_world(name):  # reading the labels of a large world takes a long time
         return [LABEL_PREFIX + task for task in urls.parse(name).spec.classes]
     return list(manifest_lib.read_manifest([name], rules).labels)
+
+
+def _read_classes(name: str, columns: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Returns the class ids by name of the label columns of a manifest that have class names."""
+    if video_io.is_remote(name):
+        return {}
+    if spec := _read_world(name):
+        return {
+            LABEL_PREFIX + task: {label: number for number, label in enumerate(labels)}
+            for task, labels in spec.classes.items()
+        }
+    ids = columns_lib.read_manifest_classes(name)
+    return {} if ids is None else {column_of_names(columns): ids}
+
+
+def _read_world(name: str) -> WorldSpec | None:
+    """Returns the parameters of the world of a manifest; None if it is not of a world."""
+    if video_io.is_world(name):
+        return urls.parse(name).spec
+    folder, split = os.path.split(os.path.splitext(name)[0])
+    if split not in SPLITS:
+        return None
+    try:
+        return files.read_spec(folder, split)
+    except (UserError, OSError):  # no world
+        return None
 
 
 def column_of_names(columns: Sequence[str]) -> str:

@@ -31,6 +31,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "log.strips": 0,
         },
     )
+    if config.log.collapse_ratio >= 1:
+        raise UserError(
+            f"config.log.collapse_ratio={config.log.collapse_ratio} must be below 1, because the "
+            "alarm compares a value with its largest value so far"
+        )
     tracker.parse_setting(config.log.tracker)
 
 

@@ -10,6 +10,8 @@ import pytest
 from invnext_jax.data import copies, manifest, shards
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.spec import WorldSpec
 
 
 @pytest.fixture
@@ -168,6 +170,19 @@ def test_manifests_that_number_classes_differently_are_refused(
     else:
         names, notes = split_checks.check_class_names(get_config(train, val), ("x",))
         assert names == {"x": {**train_ids, **val_ids}} and not notes
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_worlds_of_different_levels_number_classes_differently(is_written, tmp_path):
+    train = "world:full/train?videos=4&size=16&frames=2"
+    if is_written:
+        spec = WorldSpec(level="full", size=16, frames=2)
+        train = str(write_world(spec, tmp_path, 2, progress=False))
+    config = get_config(train, "world:simple/val?videos=4")
+    with pytest.raises(UserError, match="number 0 is 'zero' in one and 'disc' .* same level"):
+        split_checks.check_class_names(config, ("shape",))
+    names, notes = split_checks.check_class_names(config, ("color",))
+    assert names["color"]["red"] == 0 and not notes
 
 
 def test_the_same_manifest_twice_is_refused_unless_allowed(folder):

@@ -76,6 +76,13 @@ def test_log_option_out_of_range_is_an_error(field):
         reporter_lib.check_config(config)
 
 
+def test_a_collapse_ratio_that_always_warns_is_an_error():
+    config = stage1.get_config("tiny")
+    config.log.collapse_ratio = 1.0
+    with pytest.raises(UserError, match="collapse_ratio=1.0 must be below 1"):
+        reporter_lib.check_config(config)
+
+
 def test_long_waits_for_data_are_explained_once(toy_config, tmp_path, monkeypatch, capsys):
     toy_config.log.every_steps, toy_config.total_steps = 1, 20
     mesh = mesh_lib.make_mesh(toy_config.mesh, jax.devices()[:1])
