@@ -351,7 +351,7 @@ def data() -> ml_collections.ConfigDict:
             "stride": (4, 4),
             "size": 224,  # Side of a clip in pixels; must be divisible by `encoder.patch`.
             # Crops are defined on the frame scaled down to this short side, in pixels. Smaller
-            # frames are not scaled up.
+            # frames are not scaled up, but their crops are enlarged to `data.size`.
             "short_side": 256,
             # How crops are drawn: "multi_scale" or "random_resized".
             "crop": "multi_scale",

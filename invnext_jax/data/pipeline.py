@@ -49,12 +49,17 @@ def check_config(data_config) -> None:
         raise UserError(
             "config.data.manifest is empty: set it to the CSV file that lists the videos"
         )
-    sources.check_clip_options({name: data_config[name] for name in BY_SOURCE_FIELDS}, "")
-    _check_by_source(data_config)
+    check_clip_options(data_config)
     access_rules.check_config(data_config)
 
 
-def _check_by_source(data_config) -> None:
+def check_clip_options(data_config) -> None:
+    """Checks how frames and crops are drawn, and the options of `config.data.by_source`.
+
+    Raises:
+      UserError: An option has an invalid value.
+    """
+    sources.check_clip_options({name: data_config[name] for name in BY_SOURCE_FIELDS}, "")
     for source, overrides in data_config.by_source.items():
         if not hasattr(overrides, "items"):
             raise UserError(

@@ -136,9 +136,10 @@ def _evaluate(
     tasks = split_checks.choose_tasks(config, needs_labels) if has_manifests else ()
     clips = clip_settings.read_settings(config, encoder)
     stage = encoder.loaded.config.stage if encoder.loaded else ""
+    parameters = ", moving average of the parameters" if config.ema else ""
     log_on_process_0(
-        f"{config.checkpoint}: {stage or encoder.name}, {encoder.depth} blocks of width "
-        f"{encoder.width}, on {clip_settings.describe_clips(clips)}"
+        f"{config.checkpoint}: {stage or encoder.name}{parameters}, {encoder.depth} blocks of "
+        f"width {encoder.width}, on {clip_settings.describe_clips(clips)}"
     )
     if has_manifests:
         split_checks.check_different(config)

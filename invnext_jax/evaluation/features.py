@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from invnext_jax.data.pipeline import CROP_POSITIONS
+from invnext_jax.data.pipeline import CROP_POSITIONS, check_clip_options
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray
 from invnext_jax.objectives import losses
@@ -121,11 +121,13 @@ class VideoFeatures:
 
 
 def check_config(config: Any) -> None:
-    """Checks `config.features`.
+    """Checks `config.features` and the options of `config.data` for clips.
 
     Raises:
-      UserError: the size is not positive, or the dtype or the number of views is unknown.
+      UserError: the size is not positive, the dtype or the number of views is unknown, or an option
+        for clips is invalid.
     """
+    check_clip_options(config.data)
     settings = config.features
     if settings.max_gb <= 0:
         raise UserError(f"config.features.max_gb={settings.max_gb} must be positive")

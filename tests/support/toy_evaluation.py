@@ -7,7 +7,14 @@ import pytest
 
 from configs import stage1, stage2
 from configs.eval import world
-from configs.eval.tasks import anticipation, depth, linear_probe, tracking, zero_shot
+from configs.eval.tasks import (
+    anticipation,
+    depth,
+    linear_probe,
+    temporal_context,
+    tracking,
+    zero_shot,
+)
 from invnext_jax import errors
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.evaluation import evaluate, pretrained
@@ -82,7 +89,8 @@ def make_configs(folder, names, in_step=False):
     """
     config = world.get_config()
     sections = {"anticipation": anticipation, "depth": depth, "tracking": tracking}
-    for name, module in (sections | {"text": zero_shot}).items():
+    others = {"text": zero_shot, "temporal_context": temporal_context}
+    for name, module in (sections | others).items():
         config[name] = module.get_config("tiny")[name]
     shrink(config, folder / "encoder.safetensors", folder / "data")
     config.update(tasks=("shape", "motion"), batch_size=8, trees=5)
@@ -91,7 +99,7 @@ def make_configs(folder, names, in_step=False):
     config.poolings = ("mean", "frames")
     config.streaming.update(above_gb=2e-6, epochs=2, warmup_epochs=1, batch_size=8)
     config.attentive_probe.update(epochs=1.0, warmup_epochs=0.5)
-    for name in (*sections, "text"):
+    for name in (*sections, *others):
         config[name].update(batch_size=8, epochs=1.0, warmup_epochs=0.5)
     for name in sections:
         config[name].update(heads=2, learning_rates=(1e-3, 1e-2), weight_decays=(0.0,))

@@ -110,9 +110,12 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
     results = evaluation.results
     stage = registry.STAGES.get(results["stage"])
     step = results.get("step")
+    encoder = stage.title if stage else results.get("title", "encoder")
+    if results.get("run", {}).get("config", {}).get("ema"):
+        encoder += ", moving average"
     return {
         "title": evaluation.title,
-        "encoder": stage.title if stage else results.get("title", "encoder"),
+        "encoder": encoder,
         "checkpoint": results.get("checkpoint", ""),
         "step": "" if step is None else f"{step:,}",
         "clips": clip_settings.describe_clips(results["clips"]) if "clips" in results else "",

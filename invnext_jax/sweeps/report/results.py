@@ -1,6 +1,7 @@
 """Collects the values of the arms of a sweep: one value for each arm, column and seed."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +44,8 @@ class Results:
       columns: columns of the table by title.
       formats: how to write the values of each column.
       values: values by group and name of the arm, title of the column, and seed.
-      notes: sentences about columns and published values that are probably misspelled.
+      notes: sentences about columns and published values that are probably misspelled, and the
+        notes of the evaluations.
       states: the states of the jobs by name.
     """
 
@@ -90,7 +92,7 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
                 metrics[title] = value.row[1]["metric"]
             values.setdefault((arm.group, arm.name, title), {})[arm.seed] = value
     formats = {t: find_format(metrics.get(t, c.metric)) for t, c in columns.items()}
-    notes = tuple(_find_notes(sweep, columns, rows))
+    notes = (*_find_notes(sweep, columns, rows), *_collect_notes(sweep, rows))
     return Results(sweep, columns, formats, values, notes, states)
 
 
@@ -128,6 +130,21 @@ def _find_notes(
             "`reference` in the sweep file."
             for title in sorted(references - columns.keys())
         ]
+    return notes
+
+
+def _collect_notes(sweep: ExpandedSweep, rows: Mapping[str, Rows]) -> list[str]:
+    """Returns the notes of the evaluations, each with the arms that it applies to."""
+    jobs: dict[str, list[str]] = {}
+    evaluations = [name for name, found in rows.items() if isinstance(found, Evaluation)]
+    for name in evaluations:
+        for note in rows[name].results.get("notes", ()):
+            jobs.setdefault(note, []).append(name)
+    notes = []
+    for note, names in jobs.items():
+        arms = dict.fromkeys(itertools.chain.from_iterable(map(sweep.arm_names, names)))
+        who = "all evaluations" if names == evaluations else "; ".join(arms)
+        notes.append(f"{who}: {note}")
     return notes
 
 

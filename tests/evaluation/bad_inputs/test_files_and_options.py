@@ -85,6 +85,15 @@ BAD_OPTIONS = {
         {"data.size": 20},
         "config.data.size=20 must be divisible by the encoder's patch of 8 pixels",
     ),
+    "misspelled sampling": (
+        {"data.sampling": "Dense"},
+        r"config.data.sampling='Dense' must be one of \('sparse', 'dense'\)",
+    ),
+    "stride of one number": ({"data.stride": (2,)}, "config.data.stride=.* must be two numbers"),
+    "misspelled crop of one source": (
+        {"data.by_source.world.crop": "random_resize"},
+        "config.data.by_source.world.crop='random_resize' must be one of",
+    ),
     "same manifest twice": (
         {"val_manifest": "train.csv"},
         "is also in config.train_manifest: use a manifest of held-out videos",

@@ -56,6 +56,17 @@ def test_best_encoder_and_those_like_it_are_marked(tmp_path, manifest):
     assert titles == ["random initialization (a)", "a", "b", "c"]
 
 
+def test_evaluations_of_the_moving_average_are_named(tmp_path, manifest):
+    run = {"config": {"val_manifest": manifest, "ema": True}}
+    folders = [
+        write_evaluation(tmp_path / "a", manifest, make_scores(20)),
+        write_evaluation(tmp_path / "b", manifest, make_scores(20), run=run),
+    ]
+    comparison.write_comparison(folders, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count(">V-JEPA 2<") == 1 and page.count(">V-JEPA 2, moving average<") == 1
+
+
 def test_intervals_are_those_of_the_stored_scores(tmp_path, manifest):
     scores = make_scores(30), make_scores(44, seed=1)
     folders = [write_evaluation(tmp_path / str(i), manifest, part) for i, part in enumerate(scores)]

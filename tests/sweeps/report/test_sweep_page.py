@@ -127,6 +127,24 @@ def test_a_published_value_of_no_column_is_reported(finished):
     assert "The table has no column 'K400', for which arms have a published value" in note
 
 
+def test_notes_of_evaluations_are_shown_with_their_arms(finished, tmp_path):
+    notes = {"eval-a0": ["8 copies.", "4 frames."], "eval-a1": ["4 frames."]}
+    notes |= {name: ["4 frames."] for name in ("eval-b0", "eval-b1")}
+    before = {}
+    for name, found in notes.items():
+        path = finished.path / "runs" / name / "results.json"
+        before[path] = path.read_text()
+        path.write_text(json.dumps({**json.loads(before[path]), "notes": found}))
+    try:
+        text = write_tables(finished, tmp_path / "table.html")
+    finally:
+        for path, content in before.items():
+            path.write_text(content)
+    for written in (text, (tmp_path / "table.html").read_text()):
+        assert "a (seed 0): 8 copies." in written
+        assert written.count("4 frames.") == 1 and "all evaluations: 4 frames." in written
+
+
 def test_a_report_that_cannot_be_written_is_a_user_error(finished, tmp_path):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file/table.md"
