@@ -178,6 +178,15 @@ def test_damaged_recipes_are_skipped(text, tmp_path):
     assert report._read_epochs(tmp_path) == "2.5 of 4,000 videos"
 
 
+def test_gains_of_values_without_a_bar_are_on_their_own_line(tmp_path):
+    probe = make_probe("stage1", 0.4, controls=True)
+    for row in probe["rows"]:
+        row.update(metric="abs_rel", evaluator="depth", task="depth")
+    (tmp_path / "results.json").write_text(json.dumps(probe))
+    page = report.write_report([tmp_path], tmp_path / "report.html", 0).read_text()
+    assert re.search(r"0\.400 <small>± 0\.030</small>\s*<br><small>\+0\.150, \+3\.5 s\.e\.", page)
+
+
 def test_gains_are_those_over_the_random_initialization_of_the_same_model():
     first, second = (make_probe("stage1", top1, controls=True) for top1 in (0.9, 0.6))
     second["rows"][1]["value"] = 0.5
