@@ -76,7 +76,8 @@ def describe_mask(config: Any) -> str:
         jax.random.key(0),
         jax.ShapeDtypeStruct((1, frames, positions), jnp.float32),
     )
-    visible = [keep_bk.shape[1] / frames for keep_bk, _ in shapes]
+    used = shapes[:1] if config.stage == "stage1" else shapes
+    visible = [keep_bk.shape[1] / frames for keep_bk, _ in used]
     counts = " and ".join(f"{count:g}" for count in visible)
     masked = " and ".join(f"{1 - count / positions:.1%}" for count in visible)
     return (

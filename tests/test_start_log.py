@@ -1,6 +1,6 @@
 import pytest
 
-from configs import stage1
+from configs import stage1, stage2
 from invnext_jax import start_log
 
 
@@ -10,6 +10,9 @@ def test_the_log_has_the_numbers_of_whole_patches_of_a_mask():
     text = "mask tube: 4 of the 16 patches of a frame are visible, 75.0% are masked"
     assert start_log.describe_mask(config) == text
     config.mask.kind = "multi_block"
+    text = "6 of the 16 patches of a frame are visible, 62.5% are masked"  # Stage 1 uses one mask
+    assert start_log.describe_mask(config) == f"mask multi_block: {text}"
+    config = stage2.get_config("tiny")
     text = "6 and 3 of the 16 patches of a frame are visible, 62.5% and 81.2% are masked"
     assert start_log.describe_mask(config) == f"mask multi_block: {text}"
 

@@ -38,13 +38,17 @@ def compare_with_training(clips: Mapping[str, Any], config: Any) -> list[str]:
         table are compared.
     """
     data = (config or {}).get("data", {})
-    names = ("frames", "size", "sampling")
+    names = ["frames", "size", "sampling"]
     own = {name: data.get(name, clips.get(f"encoder_{name}", clips[name])) for name in names}
+    if own["sampling"] == clips["sampling"] == "dense" and "stride" in data:
+        names.append("stride")
+        own["stride"] = sum(data["stride"]) // 2
     changed = [name for name in names if clips[name] != own[name]]
     if not changed:
         return []
     options = " and ".join(f"config.data.{name}={clips[name]}" for name in changed)
     sampling = f", {str(own['sampling'])[:20]} sampling" if "sampling" in data else ""
+    sampling += f" with stride {own['stride']}" if "stride" in own else ""
     return [
         f"The encoder was {'trained on' if 'frames' in data else 'built for'} clips of "
         f"{own['frames']} frames of {own['size']} x {own['size']} pixels{sampling}, but {options}. "

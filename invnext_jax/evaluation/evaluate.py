@@ -39,7 +39,6 @@ from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.results_file import RESULTS
 from invnext_jax.json_file import hash_json
-from invnext_jax.models import heads
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 
@@ -128,6 +127,7 @@ def _evaluate(
     given, config = config, evaluation_data.resolve(config, encoder)
     features.check_config(config)
     evaluators = registry.find_evaluators(config.evaluators)
+    registry.check_running(evaluators, config.controls)
     for evaluator in evaluators:
         evaluator.check_config(config)
     unused_options.check_overrides(given, config, overrides, evaluators)
@@ -167,10 +167,8 @@ def _evaluate(
         *_describe_damaged(config.checkpoint, encoder),
         *clip_settings.compare_with_training(clips, encoder.loaded and encoder.loaded.config),
         *splits.notes,
+        *features.describe_poolings(encoder, config.poolings),
     ]
-    if encoder.pool_width and "pool" in config.poolings and encoder.loaded:
-        if heads.is_untrained_pool(encoder.loaded.pool):
-            notes.append(f"The rows of the pool are not meaningful: {heads.UNTRAINED_POOL}.")
     for note in notes:
         log_on_process_0(f"note: {note}")
     measurements = []

@@ -212,7 +212,10 @@ def _under(root: str, names: str) -> str:
     if not root or not names:
         return names
     parts = (name.strip() for name in names.split(","))
-    return ",".join(name if "://" in name else os.path.join(root, name) for name in parts)
+    return ",".join(
+        name if "://" in name or video_io.is_world(name) else os.path.join(root, name)
+        for name in parts
+    )
 
 
 def hash_videos(manifest: str | Manifest, rules: AccessRules, seconds: float) -> str:

@@ -86,6 +86,7 @@ def export_run(
         )
 
     count = sum(leaf.size for leaf in jax.tree.leaves(chosen))
+    note = f" Note: {heads.UNTRAINED_POOL}." if heads.is_untrained_pool(chosen.get("pool")) else ""
     with _draft_folder(out) as folder:
         draft = folder / out.name
         if export_format.format == "ours":
@@ -95,7 +96,6 @@ def export_run(
         check = export_check.check_export(draft, run, config, chosen, tensors, export_format.dtype)
         _move(output_paths(draft, export_format), targets)
     summary = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {export_format.dtype})"
-    note = f" Note: {heads.UNTRAINED_POOL}." if heads.is_untrained_pool(chosen.get("pool")) else ""
     return f"{summary}. Read back: {check}.{note}"
 
 

@@ -5,7 +5,7 @@ a slot, n grid tokens, k class tokens, d width.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from invnext_jax.data.pipeline import CROP_POSITIONS, check_clip_options
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray
+from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
+from invnext_jax.models import heads
 from invnext_jax.objectives import losses
 
 _KINDS = {"mean": "frames", "frames": "frames", "pool": "pool", "class": "class"}
@@ -135,6 +137,19 @@ def check_config(config: Any) -> None:
         raise UserError(f"config.features.dtype={settings.dtype!r} must be one of {DTYPES}")
     if settings.views not in CROP_POSITIONS:
         raise UserError(f"config.features.views={settings.views} must be 1 or 3")
+
+
+def describe_poolings(encoder: FrozenEncoder, poolings: Sequence[str]) -> list[str]:
+    """Returns notes about poolings that the encoder does not have or that were not trained."""
+    notes = [
+        f"The encoder has no features {name!r} of config.poolings."
+        for name, exists in (("pool", encoder.pool_width), ("class", encoder.class_tokens))
+        if name in poolings and not exists
+    ]
+    if "pool" in poolings and encoder.pool_width and encoder.loaded:
+        if heads.is_untrained_pool(encoder.loaded.pool):
+            notes.append(f"The rows of the pool are not meaningful: {heads.UNTRAINED_POOL}.")
+    return notes
 
 
 def task_labels(batch: Mapping[str, Any]) -> dict[str, Any]:

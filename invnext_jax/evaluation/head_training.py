@@ -218,7 +218,7 @@ def _make_step(loss_fn, prepare, training: HeadTraining):
     """Returns the compiled step (state, frozen, batch, rates_g, decays_g) -> (state, loss_g)."""
     tx = _make_optimizer(training)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, 1.0, min(training.warmup_steps, training.steps // 2), training.steps
+        0.0, 1.0, min(training.warmup_steps, training.steps - 1), training.steps
     )
 
     def update(params, opt_state, rate, decay, scale, inputs, key):

@@ -91,8 +91,10 @@ def _load_params(path: str | Path, ema: bool, step: int | None):
             "config.checkpoint is empty: set it to a run's workdir or a .safetensors file"
         )
     if Path(path).suffix == ".safetensors":
+        _check_average(path, ema)
         params, config = _read_export(path)
     elif published.is_published(path):
+        _check_average(path, ema)
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
@@ -102,6 +104,11 @@ def _load_params(path: str | Path, ema: bool, step: int | None):
     _require_encoder(params, path)
     _check_fields(config.to_dict(), path)
     return params, config, *source
+
+
+def _check_average(path: str | Path, ema: bool) -> None:
+    if ema:
+        raise UserError(f"{path} is not a run, so it has no moving average: remove the option ema")
 
 
 def _check_fields(config: dict[str, Any], path: str | Path) -> None:
@@ -194,6 +201,7 @@ def load_frozen(path: str | Path, *, ema: bool = False, step: int | None = None)
     if Path(path).suffix == ".safetensors":
         params, about = export.open_export(path)
         if "teacher" in params and "encoder" not in params:
+            _check_average(path, ema)
             export.require_part(path, params, "teacher")
             with import_weights.config_errors(path):
                 sizes = about["config"]
@@ -202,6 +210,7 @@ def load_frozen(path: str | Path, *, ema: bool = False, step: int | None = None)
         content = json_file.read_object(folder_config)
         model_type = str(content.get("model_type"))[:60]
         if model_type in imported_encoders.KIND_OF_MODEL_TYPE:
+            _check_average(path, ema)
             return imported_encoders.read_folder(open_checkpoint(path), path)
         # The config.json of a run has no `model_type`. That of a published InternVideo-Next has
         # one of the two other fields.

@@ -80,6 +80,10 @@ def _find_unused_data(
     switches = [name for name in sections if _has_augment(config.get(name))]
     if any(config[name].augment for name in switches):
         return unused
+    unused["data.short_side"] = (
+        "the crop of an evaluated clip is the largest square of the frame, scaled to "
+        "config.data.size: remove the option"
+    )
     change = f"set config.{switches[0]}.augment=True" if switches else "remove the option"
     for name in names:
         parts = name.split(".")

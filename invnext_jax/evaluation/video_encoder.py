@@ -9,12 +9,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from invnext_jax.data.clips import ClipSampler, ClipTransform, read_clips
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained
-from invnext_jax.models.heads import AttentionPool
+from invnext_jax.models.heads import UNTRAINED_POOL, AttentionPool, is_untrained_pool
 from invnext_jax.models.patches import normalize
 
 
@@ -41,6 +42,7 @@ class VideoEncoder:
         e = loaded.config.encoder
         self.encoder, self.config = loaded.encoder, loaded.config
         self.params = jax.device_put({"encoder": loaded.params, "pool": loaded.pool})
+        self._has_untrained_pool = is_untrained_pool(loaded.pool)  # until the warning is logged
         pool = AttentionPool(e.get("pool_width"), e.get("pool_heads"), loaded.encoder.dtype)
 
         @jax.jit
@@ -140,6 +142,9 @@ class VideoEncoder:
                 "pooled=True out"
             )
         if pooled:
+            if self._has_untrained_pool:
+                logging.warning("the pooled features are not meaningful: %s", UNTRAINED_POOL)
+                self._has_untrained_pool = False
             return np.asarray(self._pooled(self.params, jnp.asarray(video_bthwc)))
         tokens_bnd = self._tokens(self.params, jnp.asarray(video_bthwc))
         return np.asarray(tokens_bnd[:, self.encoder.class_tokens :])

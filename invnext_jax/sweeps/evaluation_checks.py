@@ -26,6 +26,7 @@ def check_options(
       UserError: an option is invalid or has no effect.
     """
     evaluators = registry.find_evaluators(config.evaluators)
+    registry.check_running(evaluators, config.controls)
     unused = unused_options.find_unused(config, evaluators)
     config_checks.check_overrides(config, overrides, unused)
     features.check_config(config)

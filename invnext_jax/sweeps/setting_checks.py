@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.arms import Arm, Step
 from invnext_jax.sweeps.settings import Setting, parse_value
-from invnext_jax.sweeps.step_config import StepConfig, find_kind, unused_reason
+from invnext_jax.sweeps.step_config import NO_OPTION, StepConfig, find_kind, unused_reason
 
 
 def check_conflicts(settings: Sequence[Setting], arms: Sequence[Arm]) -> None:
@@ -63,7 +65,7 @@ def _is_in_name(arm: Arm, step: Step, option: str, value: Any) -> bool:
 
 
 def check_effects(settings: Sequence[Setting], configs: Mapping[str, StepConfig]) -> None:
-    """Checks that each setting has an effect in a step.
+    """Checks that each setting has an effect in a step, and logs in which steps it has none.
 
     Raises:
       UserError: a setting has none.
@@ -71,8 +73,21 @@ def check_effects(settings: Sequence[Setting], configs: Mapping[str, StepConfig]
     for setting in settings:
         used = [c for c in configs.values() if setting.scope in (c.kind.value, c.step.name)]
         if any(setting.option in config.overrides for config in used):
+            for step, reason in _find_steps_without_effect(setting, used).items():
+                logging.warning("%s has no effect in the step %s: %s", setting, step, reason)
             continue
         reason = f"the sweep has no step {setting.scope!r}"
         if used:
             reason = unused_reason(used[0].config, used[0].kind, setting.option)
         raise UserError(f"{setting} has no effect, because {reason}: remove the flag")
+
+
+def _find_steps_without_effect(setting: Setting, configs: Sequence[StepConfig]) -> dict[str, str]:
+    """Returns the steps that have the option of a setting, but do not use it, with the reason."""
+    found = {}
+    for config in configs:
+        if setting.option not in config.overrides:
+            reason = unused_reason(config.config, config.kind, setting.option)
+            if reason and reason != NO_OPTION:
+                found[config.step.name] = reason
+    return found

@@ -37,6 +37,7 @@ class Kind(enum.Enum):
 SCRIPTS = {Kind.TRAIN: "launch/main.py", Kind.EVALUATE: "launch/evaluate.py"}
 # The option with the run or encoder that a step starts from, and the flag that sets it.
 SOURCE_OPTIONS = {Kind.TRAIN: "init_from", Kind.EVALUATE: "checkpoint"}
+NO_OPTION = "the config has no such option"
 _SOURCE_FLAGS = {Kind.TRAIN: "--config.init_from", Kind.EVALUATE: "--checkpoint"}
 
 
@@ -184,14 +185,18 @@ def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) ->
         )
     overrides = dict(step.overrides) | ({} if seed is None else {"seed": seed})
     _update(config, step, overrides)
+    values = {}
+    complete = config.copy_and_resolve_references()
     for setting in settings:
-        if setting.scope not in (kind.value, step.name):
-            continue
-        if setting.scope == kind.value and unused_reason(config, kind, setting.option):
-            continue
-        value = parse_value(setting, _get(config, step, setting.option))
-        overrides[setting.option] = value
-        _update(config, step, {setting.option: value})
+        shared = setting.scope == kind.value
+        if (shared and _has_option(complete, setting.option)) or setting.scope == step.name:
+            values[setting] = parse_value(setting, _get(complete, step, setting.option))
+            _update(complete, step, {setting.option: values[setting]})
+    # Whether an option has an effect may depend on the settings after it.
+    for setting, value in values.items():
+        if setting.scope == step.name or not unused_reason(complete, kind, setting.option):
+            overrides[setting.option] = value
+            _update(config, step, {setting.option: value})
     return StepConfig(step, kind, config, overrides)
 
 
@@ -246,16 +251,22 @@ def _update(config: ml_collections.ConfigDict, step: Step, overrides: Mapping[st
 
 def unused_reason(config: ml_collections.ConfigDict, kind: Kind, option: str) -> str:
     """Returns why an option has no effect in a step, as a clause; "" if it has an effect."""
-    fields = config.to_dict()
-    for part in option.split("."):
-        if not isinstance(fields, Mapping) or part not in fields:
-            return "the config has no such option"
-        fields = fields[part]
+    if not _has_option(config, option):
+        return NO_OPTION
     if kind is Kind.EVALUATE:
         evaluators = evaluator_registry.find_evaluators(config.evaluators)
         return unused_options.find_unused(config, evaluators).get(option, "")
     unused = config_checks.unused_options(config, registry.find_stage(config))
     return unused.get(option, "")
+
+
+def _has_option(config: ml_collections.ConfigDict, option: str) -> bool:
+    fields = config.to_dict()
+    for part in option.split("."):
+        if not isinstance(fields, Mapping) or part not in fields:
+            return False
+        fields = fields[part]
+    return True
 
 
 def _write(value: Any) -> str:

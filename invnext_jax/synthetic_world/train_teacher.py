@@ -149,6 +149,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     """
     if config.total_steps < 1:
         raise UserError(f"config.total_steps={config.total_steps} must be at least 1")
+    if config.teacher.weights:
+        raise UserError(
+            f"config.teacher.weights={config.teacher.weights!r} is not used, because this command "
+            "trains the teacher from random values: remove the option"
+        )
     check_dtype("config.dtype", config.dtype)
     workdir, data = Path(workdir), config.data
     mesh = mesh_lib.make_mesh(config.mesh)

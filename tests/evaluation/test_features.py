@@ -106,6 +106,15 @@ def test_paths_without_an_encoder_are_refused(tmp_path, config, params):
         pretrained.load_params(tmp_path / "a.safetensors")
 
 
+def test_missing_and_untrained_poolings_are_noted(tmp_path, config, params):
+    path = tmp_path / "a.safetensors"
+    export.write_export(path, {"encoder": params}, {"config": config.to_dict()})
+    encoder = pretrained.load_frozen(path)
+    (note,) = features.describe_poolings(encoder, ("mean", "pool", "class"))
+    assert note == "The encoder has no features 'pool' of config.poolings."
+    assert not features.describe_poolings(encoder, ("mean", "frames"))
+
+
 def test_unknown_options_of_features_are_refused():
     config = probe_config.get_config("tiny")
     features.check_config(config)

@@ -3,6 +3,7 @@
 The results do not depend on the number of devices.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -47,9 +48,9 @@ def train(grid=GRID, training=TRAINING, **options):
     return head_training.train_heads(init_params, loss_fn, batches, grid, training, **options)
 
 
-def train_alone(rate, decay):
+def train_alone(rate, decay, warmup_steps=3):
     """Trains one head in the same way, directly with optax."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 3, 12)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup_steps, 12)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
@@ -77,6 +78,13 @@ def test_heads_of_a_grid_equal_optax_one_by_one():
         head = head_training.select_head(found.params, number)
         jax.tree.map(lambda x, y: assert_near(x, y, 1e-5), head, expected)
     assert found.loss_g[2] < found.loss_g[0]  # a higher rate learns more in twelve steps
+
+
+def test_a_warm_up_may_be_longer_than_half_of_the_training():
+    found = train(GRID[:1], dataclasses.replace(TRAINING, warmup_steps=9))
+    expected = train_alone(*GRID[0], warmup_steps=9)
+    head = head_training.select_head(found.params, 0)
+    jax.tree.map(lambda x, y: assert_near(x, y, 1e-5), head, expected)
 
 
 def test_heads_do_not_depend_on_the_number_of_devices(monkeypatch):

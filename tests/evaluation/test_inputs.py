@@ -9,6 +9,7 @@ from oracle_encoder import make_blind, make_inputs, resolve
 from configs.eval.tasks import attentive_probe as probe_config
 from configs.eval.tasks import zero_shot
 from invnext_jax.data.access_rules import DEFAULT_RULES
+from invnext_jax.evaluation import evaluation_data
 from invnext_jax.evaluation.evaluation_data import hash_videos
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.feature_store import extraction
@@ -49,6 +50,15 @@ def test_rendered_worlds_add_nothing(manifest, monkeypatch):
     assert hash_videos(world, DEFAULT_RULES, 60.0) != hash_videos(
         str(manifest), DEFAULT_RULES, 60.0
     )
+
+
+def test_rendered_worlds_are_not_in_the_folder_of_the_data_set():
+    config = probe_config.get_config("tiny")
+    config.data.root = "data/k400"
+    config.update(train_manifest="train.csv,world:simple/train", val_manifest="gs://a/val.csv")
+    config = evaluation_data.resolve(config, make_blind(size=16, frames=2))
+    assert config.train_manifest == "data/k400/train.csv,world:simple/train"
+    assert config.val_manifest == "gs://a/val.csv"
 
 
 def test_encoder_runs_once_for_pooled_features_and_tokens(tmp_path, monkeypatch):

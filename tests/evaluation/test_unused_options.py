@@ -25,6 +25,7 @@ def check(config, *overrides):
     [
         ("data.flip", "neither augmented"),
         ("data.crop", "neither augmented"),
+        ("data.short_side", "largest square of the frame"),
         ("data.weights", "neither augmented nor sampled"),
         ("data.by_source.ssv2.flip", "neither augmented"),
         ("data.repeats", "its own number of clips"),

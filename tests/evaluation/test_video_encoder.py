@@ -85,6 +85,16 @@ def test_each_clip_size_compiles_once(exported, video):
     assert encoder._tokens._cache_size() == 1
 
 
+def test_an_untrained_pool_is_a_warning(exported, caplog):
+    encoder = VideoEncoder(exported)
+    clip = np.zeros((1, 2, 32, 32, 3), np.uint8)
+    encoder.encode(clip)
+    assert "pooled" not in caplog.text
+    for _ in range(2):
+        encoder.encode(clip, pooled=True)
+    assert caplog.text.count("the pooled features are not meaningful") == 1
+
+
 def test_missing_file_and_missing_pool_are_errors(stage1_run, tmp_path, exported):
     with pytest.raises(BadVideo, match="nothing.mp4"):
         VideoEncoder(exported)(Path(tmp_path / "nothing.mp4"))

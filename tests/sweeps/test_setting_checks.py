@@ -5,8 +5,11 @@ import pytest
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.arms import Arm, Step, chain, grid, make_arm, with_seeds
 from invnext_jax.sweeps.commands import parse_settings
+from invnext_jax.sweeps.expansion import expand
 from invnext_jax.sweeps.setting_checks import check_conflicts
+from invnext_jax.sweeps.sweep_file import Sweep
 
+CHAIN = chain(stage1="configs/stage1.py:tiny", stage2="configs/stage2.py:tiny")
 STEPS = chain(stage1="configs/stage1.py:tiny", probe="configs/eval/tasks/linear_probe.py:tiny")
 
 
@@ -55,3 +58,22 @@ def test_an_override_that_all_arms_share_is_replaced():
     root = Step("k400", "configs/eval/tasks/linear_probe.py:tiny", {"data.root": "data/k400"})
     other = Step("ssv2", "configs/eval/tasks/linear_probe.py:tiny", {"data.root": "data/ssv2"})
     check([Arm("a", (root, other)), Arm("b", (root, other))], "k400.data.root=/data/k400")
+
+
+def expand_arm(tmp_path, arm, settings):
+    return expand(Sweep("a.py", (arm,), {}), tmp_path / "sweep", parse_settings(settings))
+
+
+def test_the_order_of_settings_does_not_matter(tmp_path, caplog):
+    settings = ["train.epochs=3", "train.total_steps=-1"]
+    for ordered in (settings, settings[::-1]):
+        _, configs = expand_arm(tmp_path, make_arm(CHAIN, {}), ordered)
+        trainings = [config.config for config in configs.values() if config.label != "eval"]
+        assert [(c.epochs, c.total_steps) for c in trainings] == [(3.0, -1)] * 2
+    assert not caplog.text
+
+
+def test_steps_in_which_a_setting_has_no_effect_are_logged(tmp_path, caplog):
+    expand_arm(tmp_path, make_arm(CHAIN, {}), ["train.mask.ratio=0.5"])
+    assert "--set=train.mask.ratio=0.5 has no effect in the step stage2: " in caplog.text
+    assert "stage1" not in caplog.text

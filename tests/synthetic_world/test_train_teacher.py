@@ -113,6 +113,13 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         train_teacher.train(config, tmp_path)
 
 
+def test_initial_weights_are_refused(tmp_path):
+    config = tiny_config()
+    config.teacher.weights = "assets"
+    with pytest.raises(UserError, match="teacher.weights='assets' is not used"):
+        train_teacher.train(config, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def shipped():
     """The tower, its parameters, the prompts and the documented scores, as Stage 1 loads them."""

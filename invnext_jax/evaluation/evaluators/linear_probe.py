@@ -69,11 +69,16 @@ class LinearProbe:
 
 
 def check_fit_config(config: Any) -> None:
-    """Checks `inverse_penalties`.
+    """Checks `inverse_penalties` and `held_out`.
 
     Raises:
-      UserError: the list is empty, or a value is not positive.
+      UserError: the list is empty, a value is not positive, or `held_out` is not a fraction.
     """
+    if not 0 < config.held_out < 1:
+        raise UserError(
+            f"config.held_out={config.held_out} must be a fraction of the training videos, between "
+            "0 and 1"
+        )
     if not config.inverse_penalties or min(config.inverse_penalties) <= 0:
         raise UserError(
             f"config.inverse_penalties={config.inverse_penalties} must be positive numbers"

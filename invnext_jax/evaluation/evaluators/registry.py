@@ -54,6 +54,20 @@ def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
     return [EVALUATORS[name] for name in dict.fromkeys(names)]
 
 
+def check_running(evaluators: Sequence[Evaluator], controls: bool) -> None:
+    """Checks that at least one of the evaluators of an evaluation runs.
+
+    Raises:
+      UserError: all evaluators are baselines, and `config.controls` is False.
+    """
+    if not controls and all(evaluator.is_baseline for evaluator in evaluators):
+        names = ", ".join(evaluator.name for evaluator in evaluators)
+        raise UserError(
+            f"config.evaluators has only baselines ({names}), which do not run because "
+            "config.controls is False: set it to True"
+        )
+
+
 def needs_manifests(evaluator: Evaluator, config: Any) -> bool:
     """Returns whether an evaluator reads the videos of `train_manifest` and `val_manifest`.
 

@@ -205,7 +205,7 @@ def count_classes(
 
 def make_optimizer(config: Any) -> optax.GradientTransformation:
     """Returns AdamW with warm-up and cosine decay. Weight decay applies only to matrices."""
-    warmup = min(config.warmup_steps, config.steps // 2)
+    warmup = min(config.warmup_steps, config.steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
     return optax.chain(
         optax.clip_by_global_norm(1.0),

@@ -85,6 +85,11 @@ BAD_OPTIONS = {
         {"data.size": 20},
         "config.data.size=20 must be divisible by the encoder's patch of 8 pixels",
     ),
+    "moving average of an export": (
+        {"ema": True},
+        "encoder.safetensors is not a run, so",
+    ),
+    "held-out videos as a number": ({"held_out": 20.0}, "config.held_out=20.0 must be a fraction"),
     "misspelled sampling": (
         {"data.sampling": "Dense"},
         r"config.data.sampling='Dense' must be one of \('sparse', 'dense'\)",
@@ -97,6 +102,10 @@ BAD_OPTIONS = {
     "same manifest twice": (
         {"val_manifest": "train.csv"},
         "is also in config.train_manifest: use a manifest of held-out videos",
+    ),
+    "only baselines that do not run": (
+        {"evaluators": ("pixel_baselines",), "controls": False},
+        r"config.evaluators has only baselines \(pixel_baselines\), which do not run",
     ),
     "unknown evaluator": (
         {"evaluators": ("nearest",)},
