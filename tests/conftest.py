@@ -31,13 +31,8 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiles in half th
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """Caches compiled programs for tests that resume or repeat a run, in all test processes."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    # JAX only locks files of the cache if it has a maximum size.
-    jax.config.update("jax_compilation_cache_max_size", 2**36)
+    """Caches compiled programs for tests that resume or repeat a run."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
