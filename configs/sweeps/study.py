@@ -70,7 +70,7 @@ def sweep_components(variant: str = "test") -> Iterator[Arm]:
     """Losses and decoders of Stage 1, without Stage 2."""
     for name, overrides in COMPONENTS.items():
         steps = (_training("stage1", variant, {**_TEACHER, **overrides}), _probes(variant))
-        is_baseline = overrides is _PREDICTOR
+        is_baseline = name == "alignment and diffusion decoder"
         yield Arm(name, steps, is_baseline=is_baseline, group="Components of Stage 1")
 
 

@@ -190,7 +190,7 @@ def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigD
     sections = [section for section in config.values() if _has_manifests(section)]
     for section in (config, *sections):
         for name in ("train_manifest", "val_manifest"):
-            section[name] = manifest_lib.find_manifests(_under(data.root, section[name]))
+            section[name] = manifest_lib.find_manifests(join_root(data.root, section[name]))
     data.manifest = config.train_manifest
     for name, part, value in (
         ("size", f"patch of {encoder.patch} pixels", encoder.patch),
@@ -207,8 +207,11 @@ def _has_manifests(section: Any) -> bool:
     return isinstance(section, ml_collections.ConfigDict) and "train_manifest" in section
 
 
-def _under(root: str, names: str) -> str:
-    """Prepends the folder `root` to relative paths in a comma-separated list of manifests."""
+def join_root(root: str, names: str) -> str:
+    """Prepends the folder `root` to relative paths in a comma-separated list of manifests.
+
+    Names of remote manifests and rendered worlds do not change.
+    """
     if not root or not names:
         return names
     parts = (name.strip() for name in names.split(","))

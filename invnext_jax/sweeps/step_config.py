@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import importlib.util
+import operator
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from invnext_jax.data import held_out as held_out_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import unused_options
+from invnext_jax.evaluation import evaluation_data, unused_options
 from invnext_jax.evaluation.evaluators import registry as evaluator_registry
 from invnext_jax.planning import plan
 from invnext_jax.stages import registry
@@ -91,10 +92,7 @@ class StepConfig:
         """Returns the manifests of both splits in the config or in one of its sections."""
         root, names = self.config.data.root, ("train_manifest", "val_manifest")
         return {
-            name: ",".join(
-                video_io.join(root, part) if root and not video_io.is_world(part) else part
-                for part in manifest_lib.split_names(settings[name])
-            )
+            name: evaluation_data.join_root(root, settings[name])
             for name in names
             if settings[name]
         }
@@ -224,14 +222,12 @@ def _load_config(source: str) -> ml_collections.ConfigDict:
 
 
 def _get(config: Any, step: Step, name: str) -> Any:
-    for part in name.split("."):
-        if not isinstance(config, ml_collections.ConfigDict) or part not in config:
-            raise UserError(
-                f"the step {step.name!r} of a sweep sets {name!r}, which is not an option of "
-                f"{step.config}: see docs/options.md"
-            )
-        config = config[part]
-    return config
+    if not _has_option(config, name):
+        raise UserError(
+            f"the step {step.name!r} of a sweep sets {name!r}, which is not an option of "
+            f"{step.config}: see docs/options.md"
+        )
+    return functools.reduce(operator.getitem, name.split("."), config)
 
 
 def _update(config: ml_collections.ConfigDict, step: Step, overrides: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ def keep_freed_memory() -> bool:
 
 
 def _has_only_cpus() -> bool:
-    """Whether JAX is told to use CPUs only, or no package for other devices is installed."""
+    """Returns whether `jax_platforms` is "cpu", or no package for other devices is installed."""
     if jax.config.jax_platforms:
         return jax.config.jax_platforms == "cpu"
     has_plugins = importlib.metadata.entry_points(group="jax_plugins")
