@@ -60,18 +60,20 @@ class Chromium:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
+        end = time.monotonic() + SECONDS  # Chromium may send events instead of an answer
         while True:
-            answer = json.loads(self._receive())
+            answer = json.loads(self._receive(end))
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 return answer["result"]
 
-    def _receive(self):
+    def _receive(self, end):
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._read], [], [], SECONDS)
+            ready, _, _ = select.select([self._read], [], [], max(0, end - time.monotonic()))
             part = os.read(self._read, 2**20) if ready else b""
             assert part, "Chromium does not answer"
             self._buffer += part
+        assert time.monotonic() < end, "Chromium sends events, but no answer"
         line, _, self._buffer = self._buffer.partition(b"\0")
         return line
 
