@@ -10,7 +10,8 @@ from invnext_jax import loop
 from invnext_jax.checkpointing import evaluated_videos, reader, run_metadata
 from invnext_jax.monitoring import parameter_table
 from invnext_jax.multihost.distributed import log_on_process_0
-from invnext_jax.stages import image_teacher, registry
+from invnext_jax.objectives import masks
+from invnext_jax.stages import image_teacher
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
 
@@ -70,13 +71,13 @@ def describe_mask(config: Any) -> str:
     """
     side, frames = config.data.size // config.encoder.patch, config.data.frames
     grid, positions = (frames, side, side), side**2
-    stage = registry.find_stage(config)
     shapes = jax.eval_shape(
-        lambda key, attention_bts: stage.draw_masks(config, 1, grid, key, attention_bts),
+        lambda key, attention_bts: masks.sample_masks(key, 1, grid, config.mask, attention_bts),
         jax.random.key(0),
         jax.ShapeDtypeStruct((1, frames, positions), jnp.float32),
     )
-    visible = [keep_bk.shape[1] / frames for keep_bk, _ in shapes]
+    used = shapes[:1] if config.stage == "stage1" else shapes
+    visible = [keep_bk.shape[1] / frames for keep_bk, _ in used]
     counts = " and ".join(f"{count:g}" for count in visible)
     masked = " and ".join(f"{1 - count / positions:.1%}" for count in visible)
     return (
