@@ -52,6 +52,14 @@ def test_equal_scores_and_missing_scores_find_nothing():
     np.testing.assert_array_equal(ranks, [4])
 
 
+def test_scores_that_differ_by_rounding_are_ties():
+    rounding = np.float32(1e-7) * np.eye(4, dtype=np.float32)
+    found = retrieval.score_retrieval(np.float32(-0.3) + rounding, np.arange(4))
+    np.testing.assert_array_equal(found["text_to_video"].rank_q, [4, 4, 4, 4])
+    found = retrieval.score_retrieval(np.float32(-0.3) + 100 * rounding, np.arange(4))
+    np.testing.assert_array_equal(found["text_to_video"].rank_q, [1, 1, 1, 1])
+
+
 def test_multiple_choice():
     scores = np.array([[0.3, 0.2, -np.inf], [0.3, 0.2, 0.1], [0.2, 0.2, 0.1]])
     np.testing.assert_array_equal(retrieval.choose(scores, np.array([0, 1, 0])), [1, 0, 0])
