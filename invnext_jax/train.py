@@ -128,8 +128,8 @@ def prepare(
         if jax.process_index() == 0:
             if copies := held_out.describe_copies(dataset.manifest, config.data.held_out):
                 log_on_process_0(copies)
-            if config.data.held_out and not config.eval.every_steps:
-                log_on_process_0(held_out.describe_unused(dataset.manifest, config.data.held_out))
+            if note := held_out.describe_unused(config, dataset.manifest):
+                log_on_process_0(note)
         data_iter = iter(dataset)
         stack.callback(data_iter.close)
         locked_workdir = open_workdir(workdir)

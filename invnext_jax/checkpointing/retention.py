@@ -22,6 +22,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name, bound in least.items():
         if config[name] < bound:
             raise UserError(f"config.checkpoint.{name}={config[name]} must be at least {bound}")
+    if config.keep_every_steps % config.every_steps:
+        raise UserError(
+            f"config.checkpoint.keep_every_steps={config.keep_every_steps} must be a multiple of "
+            f"config.checkpoint.every_steps={config.every_steps}, the steps that are saved"
+        )
     if (mode := config.best_mode) not in ("min", "max"):
         raise UserError(f"config.checkpoint.best_mode={mode!r} must be 'min' or 'max'")
     if config.keep_best and not config.best_metric:

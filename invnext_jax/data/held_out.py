@@ -1,5 +1,7 @@
 """Held-out videos: those of a manifest that are not trained on, and separate manifests."""
 
+from typing import Any
+
 import numpy as np
 
 from invnext_jax.data import manifest as manifest_lib
@@ -98,17 +100,22 @@ def describe_copies(manifest: Manifest, count: int) -> str:
     )
 
 
-def describe_unused(manifest: Manifest, count: int) -> str:
-    """Describes held-out videos that the run does not evaluate.
+def describe_unused(config: Any, manifest: Manifest) -> str:
+    """Returns a sentence if the run has held-out videos that it does not evaluate, or "".
 
     Args:
+      config: the run's config.
       manifest: the rows of `config.data.manifest`.
-      count: see `held_out_rows`.
     """
-    rows = len(held_out_rows(manifest, count))
+    count = config.data.held_out
+    if not count or (config.eval.every_steps and not config.eval.manifest):
+        return ""
+    reason = "is set" if config.eval.every_steps else "is 0"
+    option = "manifest" if config.eval.every_steps else "every_steps"
     return (
-        f"{rows:,} of {len(manifest):,} videos are not trained on (config.data.held_out={count}); "
-        "nothing evaluates them, because config.eval.every_steps is 0"
+        f"{len(held_out_rows(manifest, count)):,} of {len(manifest):,} videos are not trained on "
+        f"(config.data.held_out={count}); nothing evaluates them, because config.eval.{option} "
+        f"{reason}"
     )
 
 

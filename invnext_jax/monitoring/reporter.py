@@ -235,7 +235,9 @@ class Reporter:
         return self._host_times.summarize(jax.device_get(times))
 
     def _add_score(self, record: Mapping[str, Any]) -> None:
-        if record.get(self._best_metric) is not None:
+        # The record of step 1 has the evaluation of the initial encoder.
+        is_initial = record["step"] == 1 and self._best_metric in self._rare_metrics
+        if record.get(self._best_metric) is not None and not is_initial:
             self._scores.append(float(record[self._best_metric]))
 
     def pop_score(self) -> float | None:

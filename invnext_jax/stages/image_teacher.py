@@ -72,6 +72,9 @@ def describe_teacher(config: Any) -> str:
         parts.append(f"its position table for {t.train_size} x {t.train_size} is interpolated")
     if sides[0] != sides[1]:
         parts.append("its {0} x {0} patches are resampled to {1} x {1}".format(*sides))
+    if config.loss.get("align_tokens"):
+        taps = scan.select_tap_layers(t.depth, t.taps, t.tap_interval)
+        parts.append(f"targets: its tokens after {', '.join(map(str, taps))} of {t.depth} layers")
     return "; ".join(parts)
 
 

@@ -19,15 +19,22 @@ class FolderScan:
       videos: Sorted absolute paths of the files with a video extension.
       left_out: Number of other files for each extension, in lower case with the dot.
       unreadable: Folders that cannot be read.
+      subfolders: Number of folders directly in the folder that contain videos.
     """
 
     videos: list[str]
     left_out: dict[str, int]
     unreadable: list[str]
+    subfolders: int = 0
 
     def describe(self) -> list[str]:
         """Returns sentences about files that are left out and folders that cannot be read."""
         notes = []
+        if self.subfolders > 1:
+            notes.append(
+                f"the names of the {self.subfolders} subfolders are not read as classes: to label "
+                "the videos, index a list of lines 'path,label'"
+            )
         if self.left_out:
             kinds = [f"{count} {end or 'without one'}" for end, count in self.left_out.items()]
             total = sum(self.left_out.values())
@@ -74,7 +81,9 @@ def scan_folder(folder: str | os.PathLike) -> FolderScan:
                 left_out[extension] += 1
         folders.extendleft(reversed(inside))
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    return FolderScan(sorted(videos), dict(ordered), unreadable)
+    below = [os.path.relpath(video, os.path.abspath(folder)) for video in videos]
+    subfolders = {path.partition(os.sep)[0] for path in below if os.sep in path}
+    return FolderScan(sorted(videos), dict(ordered), unreadable, len(subfolders))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -94,7 +94,8 @@ def test_parameters_of_another_version_are_not_reported_as_damage(
         ("every_steps", 0),
         ("keep_last", 0),
         ("every_minutes", -1.0),
-        ("keep_every_steps", -1),
+        ("keep_every_steps", -2),
+        ("keep_every_steps", 301),  # not a multiple of every_steps
         ("keep_best", -1),
         ("best_mode", "least"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -96,5 +97,15 @@ def test_copies_of_held_out_videos_are_mentioned(tmp_path):
 
 
 def test_the_log_counts_held_out_videos_that_nothing_evaluates(manifest):
-    text = held_out.describe_unused(manifest, 7)  # the files have two rows each
+    config = ml_collections.ConfigDict(
+        {"data": {"held_out": 7}, "eval": {"every_steps": 0, "manifest": ""}}
+    )
+    text = held_out.describe_unused(config, manifest)  # the files have two rows each
     assert text.startswith("8 of 40 videos are not trained on (config.data.held_out=7); nothing")
+    assert text.endswith("because config.eval.every_steps is 0")
+    config.eval.every_steps = 10
+    assert held_out.describe_unused(config, manifest) == ""
+    config.eval.manifest = "val.csv"
+    assert held_out.describe_unused(config, manifest).endswith("config.eval.manifest is set")
+    config.data.held_out = 0
+    assert held_out.describe_unused(config, manifest) == ""

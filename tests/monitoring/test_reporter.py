@@ -48,6 +48,25 @@ def test_step_is_reported_once_the_next_is_dispatched(reporter, tmp_path):
     assert [record["step"] for record in metrics_file.read_metrics(tmp_path)] == [1]
 
 
+@pytest.mark.parametrize(("metric", "score"), [("eval/knn_shape", 0.5), ("loss", 2.0)])
+def test_the_score_of_a_checkpoint_excludes_the_initial_encoder(
+    toy_config, tmp_path, metric, score
+):
+    mesh = mesh_lib.make_mesh(toy_config.mesh, jax.devices()[:1])
+    reporter = reporter_lib.Reporter(
+        toy_config, tmp_path, 0, mesh, metric, rare_metrics=["eval/knn_shape"]
+    )
+    reporter.start(["loss"])
+    for step, loss, accuracy in ((1, 3.0, 0.1), (2, 1.0, 0.5)):
+        reporter.add_step(
+            step, step_metrics(loss), {"eval/knn_shape": jnp.float32(accuracy)}, COUNTS
+        )
+    reporter.flush()
+    assert reporter.pop_score() == score
+    assert reporter.pop_score() is None
+    reporter.close()
+
+
 def test_due_steps_steps_with_diagnostics_and_the_last_step_are_logged(reporter, tmp_path):
     for step in range(1, 7):
         reporter.add_step(

@@ -189,6 +189,9 @@ def test_teacher_description_names_the_file_and_everything_interpolated():
     config = config1.get_config("tiny")
     config.teacher.weights = "siglip2.safetensors"
     text = "teacher: siglip2 from siglip2.safetensors, images of 32 x 32 pixels"
+    targets = "; targets: its tokens after 2, 3 of 4 layers"
+    assert image_teacher.describe_teacher(config) == text + targets
+    config.loss.align_tokens = 0.0
     assert image_teacher.describe_teacher(config) == text
     config.data.size, config.teacher.size, config.teacher.resample = 64, 48, True
     described = image_teacher.describe_teacher(config)

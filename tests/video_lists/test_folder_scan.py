@@ -39,6 +39,15 @@ def test_files_that_are_left_out_are_counted_by_extension(tmp_path):
     assert note.startswith("5 files left out") and "2 without one, 2 .txt, 1 .jpg" in note
 
 
+def test_class_folders_are_not_read_as_labels(tmp_path):
+    touch(tmp_path / "jump" / "raw", "1.mp4")
+    assert scan_folder(tmp_path).describe() == []
+    touch(tmp_path / "run", "2.mp4", "3.mp4")
+    touch(tmp_path / "empty", "list.txt")
+    notes = scan_folder(tmp_path).describe()
+    assert notes[0].startswith("the names of the 2 subfolders are not read as classes")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_folders_without_permission_are_mentioned(tmp_path):
     touch(tmp_path / "closed", "1.mp4")

@@ -17,7 +17,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.features import POOLINGS
+from invnext_jax.evaluation.features import POOLINGS, describe_poolings
 from invnext_jax.evaluation.heads import text_alignment
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.text import alignment_training, caption_data, scores
@@ -61,7 +61,7 @@ class TextAlignment:
             )
             return []
         texts = caption_data.read_texts(config, inputs.dataset.tasks)
-        for note in texts.notes:
+        for note in (*describe_poolings(encoder, (settings.pooling,)), *texts.notes):
             inputs.notes.add(note)
         if settings.encoder:
             text = load_text_encoder(settings.encoder)

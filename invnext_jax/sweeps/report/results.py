@@ -16,6 +16,7 @@ from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
 from invnext_jax.sweeps.step_config import Kind
 from invnext_jax.sweeps.sweep_folder import JobState, Status
 
+LEAST_EQUAL = 4  # values of an arm, over columns and seeds
 _FIELDS = ("metric", "task", "evaluator", "input")  # of rows; a column selects by them
 
 
@@ -44,8 +45,8 @@ class Results:
       columns: columns of the table by title.
       formats: how to write the values of each column.
       values: values by group and name of the arm, title of the column, and seed.
-      notes: sentences about columns and published values that are probably misspelled, and the
-        notes of the evaluations.
+      notes: sentences about columns and published values that are probably misspelled and about
+        arms with equal values, and the notes of the evaluations.
       states: the states of the jobs by name.
     """
 
@@ -92,8 +93,9 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
                 metrics[title] = value.row[1]["metric"]
             values.setdefault((arm.group, arm.name, title), {})[arm.seed] = value
     formats = {t: find_format(metrics.get(t, c.metric)) for t, c in columns.items()}
-    notes = (*_find_notes(sweep, columns, rows), *_collect_notes(sweep, rows))
-    return Results(sweep, columns, formats, values, notes, states)
+    notes = _find_notes(sweep, columns, rows) + _find_equal_arms(sweep, values)
+    notes += _collect_notes(sweep, rows)
+    return Results(sweep, columns, formats, values, tuple(notes), states)
 
 
 def _find_shown_trainings(sweep: ExpandedSweep) -> set[str]:
@@ -131,6 +133,30 @@ def _find_notes(
             for title in sorted(references - columns.keys())
         ]
     return notes
+
+
+def _find_equal_arms(
+    sweep: ExpandedSweep, values: Mapping[tuple[str, str, str], Mapping[int | None, Value]]
+) -> list[str]:
+    """Returns sentences about arms of a group that differ in their jobs, but not in any value."""
+    numbers: dict[tuple[str, str], dict[tuple[str, int | None], float | None]] = {}
+    for (group, name, title), by_seed in values.items():
+        found = numbers.setdefault((group, name), {})
+        found |= {(title, seed): value.value for seed, value in by_seed.items()}
+    jobs: dict[tuple[str, str], set[str]] = {}
+    for arm in sweep.arms:
+        jobs.setdefault((arm.group, arm.name), set()).update(arm.jobs.values())
+    return [
+        f"{a[1]!r} and {b[1]!r} have the same values in all columns. Perhaps the options in which "
+        "they differ have the same effect; for example, fractions are rounded to whole patches."
+        for a, b in itertools.combinations(numbers, 2)
+        if a[0] == b[0]
+        and jobs[a] != jobs[b]
+        and numbers[a] == numbers[b]
+        # Fewer values can be equal by chance.
+        and len(numbers[a]) >= LEAST_EQUAL
+        and None not in numbers[a].values()
+    ]
 
 
 def _collect_notes(sweep: ExpandedSweep, rows: Mapping[str, Rows]) -> list[str]:

@@ -127,6 +127,26 @@ def test_a_published_value_of_no_column_is_reported(finished):
     assert "The table has no column 'K400', for which arms have a published value" in note
 
 
+def test_arms_with_equal_values_are_named(finished):
+    """For example, two mask ratios that are rounded to the same number of patches."""
+    columns = {"a": Column("s2", "loss"), "b": Column("probe", task="shape")}
+    sweep = with_columns(finished, **columns)
+    assert collect(finished, sweep).notes == ()
+    runs, before = finished.path / "runs", {}
+    for step, file in (("s2", "metrics.jsonl"), ("probe", "results.json")):
+        for seed in (0, 1):
+            jobs = [arm.jobs[step] for arm in sweep.arms if arm.seed == seed]
+            source, path = (runs / name / file for name in jobs)
+            before[path] = path.read_text()
+            path.write_text(source.read_text())
+    try:
+        (note,) = collect(finished, sweep).notes
+    finally:
+        for path, content in before.items():
+            path.write_text(content)
+    assert note.startswith("'a' and 'b' have the same values in all columns.")
+
+
 def test_notes_of_evaluations_are_shown_with_their_arms(finished, tmp_path):
     notes = {"eval-a0": ["8 copies.", "4 frames."], "eval-a1": ["4 frames."]}
     notes |= {name: ["4 frames."] for name in ("eval-b0", "eval-b1")}
