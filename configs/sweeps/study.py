@@ -61,7 +61,8 @@ TARGETS: dict[str, Overrides] = {  # of Stage 2, as in Table 3
 def sweep_stages(variant: str = "test") -> Iterator[Arm]:
     """Stage 1 and Stage 2."""
     group = "Stages"
-    yield Arm("Stage 1", (_stage1(variant), _probes(variant)), is_baseline=True, group=group)
+    steps = (_stage1(variant), _probes(variant, random=True))
+    yield Arm("Stage 1", steps, is_baseline=True, group=group)
     steps = (_stage1(variant), _stage2(variant), _probes(variant))
     yield Arm("Stage 1 and Stage 2", steps, group=group)
 
@@ -69,8 +70,9 @@ def sweep_stages(variant: str = "test") -> Iterator[Arm]:
 def sweep_components(variant: str = "test") -> Iterator[Arm]:
     """Losses and decoders of Stage 1, without Stage 2."""
     for name, overrides in COMPONENTS.items():
-        steps = (_training("stage1", variant, {**_TEACHER, **overrides}), _probes(variant))
         is_baseline = name == "alignment and diffusion decoder"
+        stage1 = _training("stage1", variant, {**_TEACHER, **overrides})
+        steps = (stage1, _probes(variant, random=is_baseline))
         yield Arm(name, steps, is_baseline=is_baseline, group="Components of Stage 1")
 
 
@@ -87,7 +89,8 @@ def sweep_masks(variant: str = "test") -> Iterator[Arm]:
     group = "Masks"
     for kind in ("semantic", "multi_block"):
         stage1 = _stage1(variant, {"mask.kind": kind})
-        yield Arm(f"Stage 1, {kind}", (stage1, _probes(variant)), group=group)
+        probes = _probes(variant, random=kind == "semantic")
+        yield Arm(f"Stage 1, {kind}", (stage1, probes), group=group)
     for kind in ("semantic", "multi_block"):
         teacher = _TEACHER if kind == "semantic" else {}
         stage2 = _stage2(variant, {"mask.kind": kind, **teacher})
@@ -122,7 +125,8 @@ def _training(stage: str, variant: str, overrides: Overrides) -> Step:
     return Step(stage, f"configs/{stage}.py:tiny", {**shared, **overrides})
 
 
-def _probes(variant: str) -> Step:
+def _probes(variant: str, *, random: bool = False) -> Step:
+    """Returns the evaluation. With `random`, it also evaluates an encoder of random parameters."""
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
     toy = variant == "toy"
@@ -132,6 +136,10 @@ def _probes(variant: str) -> Step:
         "evaluators": ("linear_probe", "attentive_probe"),
         "poolings": ("mean", "frames", "pool"),
         "tasks": ("shape", "motion"),
+        "controls": random,
+        # The paper does not state a weight decay. Fewer epochs than for its data sets are enough.
+        "attentive_probe.weight_decays": (0.0,),
+        "attentive_probe.epochs": 10.0,
     }
     if toy:
         overrides["attentive_probe.epochs"] = 3.0
