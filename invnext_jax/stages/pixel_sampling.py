@@ -23,6 +23,7 @@ from invnext_jax.models.patches import (
 from invnext_jax.objectives import diffusion, reconstruction
 
 SAMPLING_STEPS = 100
+DRAWS = 8  # samples whose mean is shown
 
 
 class Reconstruction(NamedTuple):
@@ -34,11 +35,14 @@ class Reconstruction(NamedTuple):
         model has no pixel decoder.
       other_bthwc: same as `own_bthwc`, with the same noise but the latents of the next clip in the
         batch.
+      mean_bthwc: mean of `DRAWS` samples with different noise, of which `own_bthwc` is the first.
+        None if the decoder is not a diffusion decoder.
     """
 
     visible_btyx: np.ndarray
     own_bthwc: np.ndarray | None
     other_bthwc: np.ndarray | None
+    mean_bthwc: np.ndarray | None
 
 
 def reconstruct(
@@ -65,19 +69,27 @@ def reconstruct(
             {"params": params}, clips, keep_bk, masked_bm, method="features"
         ).latents_bmd
         if latents_bmd is None:
-            return keep_bk, None, None
+            return keep_bk, None, None, None
 
-        def sample(latents_bmd):
+        def sample(latents_bmd, draw=0):
             latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
-            patches_np = _sample_patches(model, params, latents_nd, config.encoder.patch, key)
+            noise_key = jax.random.fold_in(key, draw + 1)
+            return _sample_patches(model, params, latents_nd, config.encoder.patch, noise_key)
+
+        def show(patches_np):
             return denormalize(insert_patch_pixels(clips, masked_bm, patches_np))
 
-        return keep_bk, sample(latents_bmd), sample(jnp.roll(latents_bmd, -1, axis=0))
+        other_bthwc = show(sample(jnp.roll(latents_bmd, -1, axis=0)))
+        if not isinstance(model.decoder, DiffusionDecoder):
+            return keep_bk, show(sample(latents_bmd)), other_bthwc, None
+        # One draw after the other needs no more memory than a single draw.
+        draws_snp = jax.lax.map(lambda draw: sample(latents_bmd, draw), jnp.arange(DRAWS))
+        return keep_bk, show(draws_snp[0]), other_bthwc, show(draws_snp.mean(axis=0))
 
     out = run(params, frozen, video_bthwc, jax.random.key(seed))
-    keep_bk, own_bthwc, other_bthwc = jax.device_get(out)
+    keep_bk, *videos = jax.device_get(out)
     grid = clip_grid(video_bthwc, config.encoder.patch)
-    return Reconstruction(visible_grid(keep_bk, grid), own_bthwc, other_bthwc)
+    return Reconstruction(visible_grid(keep_bk, grid), *videos)
 
 
 def visible_grid(keep_bk: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
@@ -90,7 +102,7 @@ def visible_grid(keep_bk: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
 def _sample_patches(model, params, latents_nd, patch, key) -> jax.Array:
     """Samples normalized pixels [n p], without using any statistics of the true patches."""
     shape = (latents_nd.shape[0], 3 * patch**2)
-    start_key, noise_key = jax.random.split(jax.random.fold_in(key, 1))
+    start_key, noise_key = jax.random.split(key)
 
     def decode(noised_np, t_n):
         return model.apply({"params": params}, noised_np, t_n, latents_nd, method="decode")

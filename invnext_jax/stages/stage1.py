@@ -236,26 +236,29 @@ class Stage1(MaskedModelingStage):
                 True,
             )
         ]
-        if made.own_bthwc is not None:
-            strips += [
-                Visualization(
-                    "reconstruction",
-                    "Masked patches sampled from noise by the pixel decoder, each independently; "
-                    "patches outlined in white were visible and are copied. No pixel of a masked "
-                    "patch is used.",
-                    made.own_bthwc,
-                    made.visible_btyx,
-                    False,
-                ),
-                Visualization(
-                    "with another clip's latents",
-                    "The same noise decoded from the next clip's latents. If this looks like the "
-                    "row above, the decoder ignores its latents.",
-                    made.other_bthwc,
-                    made.visible_btyx,
-                    False,
-                ),
-            ]
+        for title, caption, video_bthwc in (
+            (
+                "reconstruction",
+                "Masked patches sampled from noise by the pixel decoder, each independently; "
+                "patches outlined in white were visible and are copied. No pixel of a masked "
+                "patch is used.",
+                made.own_bthwc,
+            ),
+            (
+                "mean of several samples",
+                f"The mean of {pixel_sampling.DRAWS} such samples, which shows what the latents "
+                "determine. Where it is blurred, the samples differ.",
+                made.mean_bthwc,
+            ),
+            (
+                "with another clip's latents",
+                "The first sample's noise, decoded from the next clip's latents. If this looks "
+                "like the reconstruction, the decoder ignores its latents.",
+                made.other_bthwc,
+            ),
+        ):
+            if video_bthwc is not None:
+                strips.append(Visualization(title, caption, video_bthwc, made.visible_btyx, False))
         return strips
 
 

@@ -65,6 +65,18 @@ def test_sample_depends_on_the_latents(trained, clips):
     np.testing.assert_array_equal(made.other_bthwc[seen], clips[seen])
 
 
+def test_mean_of_samples(trained, clips, monkeypatch):
+    made = pixel_sampling.reconstruct(stage1, get_config(), *trained, clips)
+    seen = split_pixels(made.visible_btyx)
+    np.testing.assert_array_equal(made.mean_bthwc[seen], clips[seen])
+    hidden = made.own_bthwc[~seen].astype(float), made.mean_bthwc[~seen].astype(float)
+    assert hidden[1].std() < 0.8 * hidden[0].std()
+    monkeypatch.setattr(pixel_sampling, "DRAWS", 1)
+    alone = pixel_sampling.reconstruct(stage1, get_config(), *trained, clips)
+    np.testing.assert_array_equal(alone.mean_bthwc, alone.own_bthwc)
+    np.testing.assert_array_equal(alone.own_bthwc, made.own_bthwc)
+
+
 def test_stage2_masks_are_tubes_of_both_kinds():
     config = stage2_config.get_config("tiny")
     found = stage2.visualize(config, None, np.zeros((3, 8, 32, 32, 3), np.uint8))
@@ -94,7 +106,7 @@ def test_a_run_without_pixels_has_a_mask_and_no_reconstruction(clips):
         stage1, config, params, stage1.init_frozen(config, None), clips
     )
     assert made.visible_btyx.sum() == 2 * 2 * 4
-    assert made.own_bthwc is None and made.other_bthwc is None
+    assert made.own_bthwc is None and made.other_bthwc is None and made.mean_bthwc is None
 
 
 def test_positions_of_visible_patches():
