@@ -202,7 +202,7 @@ def _read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
                 break
             try:
                 record = json.loads(line)
-                if not _is_step(record["step"]):
+                if not is_step(record["step"]):
                     raise ValueError("its step is not a whole number")
             except (ValueError, TypeError, LookupError, RecursionError) as error:
                 raise UserError(
@@ -212,7 +212,8 @@ def _read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _is_step(value: Any) -> bool:
+def is_step(value: Any) -> bool:
+    """Returns whether a value is a step."""
     return type(value) is int and 0 <= value <= MAX_STEP  # bool is a subclass of int
 
 
@@ -226,7 +227,7 @@ def read_numbers(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """
     records, count, path = [], 0, pathlib.Path(workdir) / FILE
     for record in _read_records(path):
-        found = {name: value for name, value in record.items() if value is None or is_number(value)}
+        found = keep_numbers(record)
         records.append(found)
         count += len(found)
         if count > MAX_VALUES:
@@ -234,6 +235,11 @@ def read_numbers(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
                 f"{path} has more than {MAX_VALUES:,} values: remove lines that you do not need"
             )
     return records
+
+
+def keep_numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a record that are null or a number of `field_checks.is_number`."""
+    return {name: value for name, value in record.items() if value is None or is_number(value)}
 
 
 def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:

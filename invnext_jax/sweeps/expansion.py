@@ -1,12 +1,14 @@
 """Expands the arms of a sweep to jobs. Equal steps of different arms become one job."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from invnext_jax.errors import UserError
+from invnext_jax.field_checks import is_number
 from invnext_jax.sweeps import identity, setting_checks
 from invnext_jax.sweeps.arms import Arm, Column
 from invnext_jax.sweeps.job import Job, Resources
@@ -15,6 +17,7 @@ from invnext_jax.sweeps.step_config import Kind, StepConfig, load_step
 from invnext_jax.sweeps.sweep_file import Sweep
 from invnext_jax.training import recipe as recipe_lib
 
+MAX_NAME = 240  # bytes of the name of a job, which names files
 HASH_DIGITS = 12  # in the names of jobs; 1000 jobs collide with a probability of 2e-9
 
 
@@ -66,15 +69,30 @@ class ExpandedSweep:
     def arm_names(self, job: str) -> list[str]:
         """Returns the names of the arms that use a job, with their seeds: "ratio=0.6 (seed 0)"."""
         seeds: dict[str, dict[int, None]] = {}
-        for arm in self.arms:
-            if job in arm.jobs.values():
-                used = seeds.setdefault(arm.name, {})
-                if arm.seed is not None:
-                    used[arm.seed] = None
+        for arm in self._arms_by_job.get(job, ()):
+            used = seeds.setdefault(arm.name, {})
+            if arm.seed is not None:
+                used[arm.seed] = None
         return [
             f"{name} (seed{'s' * (len(used) > 1)} {', '.join(map(str, used))})" if used else name
             for name, used in seeds.items()
         ]
+
+    @functools.cached_property
+    def groups(self) -> dict[str, list[PlannedArm]]:
+        """The arms of each group."""
+        found: dict[str, list[PlannedArm]] = {}
+        for arm in self.arms:
+            found.setdefault(arm.group, []).append(arm)
+        return found
+
+    @functools.cached_property
+    def _arms_by_job(self) -> dict[str, list[PlannedArm]]:
+        found: dict[str, list[PlannedArm]] = {}
+        for arm in self.arms:
+            for job in set(arm.jobs.values()):
+                found.setdefault(job, []).append(arm)
+        return found
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Returns a JSON-compatible dict.
@@ -156,7 +174,8 @@ def _check_texts(values: Iterable[Any]) -> None:
 
 def _arm_from_json(arm: Any, jobs: Mapping[str, PlannedJob]) -> PlannedArm:
     _check_types(arm, name=str, group=str, seed=int | None, reference=dict, jobs=dict)
-    _check_types(arm["reference"], **dict.fromkeys(arm["reference"], int | float))
+    if not all(map(is_number, arm["reference"].values())):
+        raise TypeError(f"a published value of the arm {arm['name']!r} is not a number")
     if not jobs.keys() >= set(arm["jobs"].values()):
         raise ValueError(f"the arm {arm['name']!r} has jobs that are not listed")
     return PlannedArm(**arm)
@@ -174,8 +193,8 @@ def _job_from_json(entry: Any, old: str, folder: Path) -> PlannedJob:
     moved = (part.replace(f"={old}/", f"={folder}/") for part in fields["command"])
     fields |= {"command": tuple(moved), "dependencies": tuple(fields["dependencies"])}
     fields["resources"] = Resources(**fields["resources"])
-    if not re.fullmatch(r"[\w-]+", fields["name"]):
-        raise ValueError(f"invalid name {fields['name']!r}")
+    if not re.fullmatch(r"[\w-]+", fields["name"]) or len(fields["name"].encode()) > MAX_NAME:
+        raise ValueError(f"invalid name {fields['name']!r:.80}")
     return PlannedJob(Job(**fields), kind, total_steps)
 
 

@@ -63,8 +63,8 @@ def read_last_values(workdir: Path) -> dict[str, float | None]:
     Not all metrics are in each record. A value that is not finite is None.
     """
     try:
-        records = metrics_file.read_metrics(workdir)
-    except UserError:  # a damaged line
+        records = metrics_file.read_numbers(workdir)
+    except UserError:  # a damaged line, or too many values
         return read_last_record(workdir)
     return {name: value for record in records for name, value in record.items()}
 
@@ -78,8 +78,8 @@ def read_last_record(workdir: Path) -> dict[str, float | None]:
     for line in reversed(lines):
         try:
             record = json.loads(line)
-        except ValueError:  # an incomplete line
+        except (ValueError, RecursionError):  # an incomplete or damaged line
             continue
-        if isinstance(record, dict):
-            return record
+        if isinstance(record, dict) and metrics_file.is_step(record.get("step")):
+            return metrics_file.keep_numbers(record)
     return {}

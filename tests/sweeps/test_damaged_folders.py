@@ -1,6 +1,7 @@
 """Damaged files in the folder of a sweep are one-sentence errors, and never block."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def change_job(**fields):
         change_job(dependencies=[[]]),
         change_job(command=[1]),
         change_job(total_steps="3"),
+        change_job(name="n" * 300),
         change_job(resources={"cores": "1"}),
         change_job(environment={"A": 1}),
         lambda tree: tree["jobs"][0].update(dependencies=[tree["jobs"][1]["name"]]),
@@ -48,6 +50,7 @@ def change_job(**fields):
         lambda tree: tree.update(columns={"a": {"step": 1}}),
         lambda tree: tree["arms"][0].update(name=1),
         lambda tree: tree["arms"][0].update(jobs={"stage1": "none"}),
+        lambda tree: tree["arms"][0].update(reference={"x": math.nan}),
         lambda tree: tree["arms"].append(None),
         lambda tree: tree["jobs"].append(tree["jobs"][0]),
     ],
@@ -79,6 +82,15 @@ def test_unreadable_states_are_reported_and_count_as_waiting(folder, sweep, fiel
     assert len(reports) == len(sweep.jobs)  # once for each file
     assert all("damaged or of another version" in text for text in reports)
     assert all(any(f"{name}.json" in text for text in reports) for name in sweep.jobs)
+
+
+@pytest.mark.parametrize("line", ['{"step": "abc"}', '{"step": 1e400}', "[" * 60_000, '"text"'])
+def test_damaged_metrics_of_running_jobs_have_no_step(folder, sweep, line):
+    planned = next(p for p in sweep.jobs.values() if p.kind is Kind.TRAIN)
+    folder.write_state(planned.job.name, JobState(Status.RUNNING))
+    planned.job.workdir.mkdir(parents=True)
+    (planned.job.workdir / "metrics.jsonl").write_text(line + "\n")
+    assert "running, no step is logged yet" in commands.show_status(folder)
 
 
 def test_named_pipes_in_place_of_files_do_not_block(folder, sweep):

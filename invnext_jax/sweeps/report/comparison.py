@@ -94,10 +94,8 @@ def make_tables(results: Results, baseline: str = "") -> list[SweepTable]:
     if baseline and baseline not in {arm.name for arm in results.sweep.arms}:
         names = ", ".join(dict.fromkeys(arm.name for arm in results.sweep.arms))
         raise UserError(f"--baseline={baseline} is not an arm of the sweep: choose one of {names}")
-    groups: dict[str, list[PlannedArm]] = {}
-    for arm in results.sweep.arms:
-        groups.setdefault(arm.group, []).append(arm)
-    return [_make_table(results, title, arms, baseline) for title, arms in groups.items()]
+    groups = results.sweep.groups.items()
+    return [_make_table(results, title, arms, baseline) for title, arms in groups]
 
 
 def _make_table(

@@ -1,7 +1,8 @@
 """Learning curves of a sweep: each metric of each training, with a line for each arm."""
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,30 +12,39 @@ from invnext_jax.monitoring import metrics_file
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm, join_names
 from invnext_jax.sweeps.step_config import Kind
 
+MAX_CHARTS = 500  # of a page
 _SKIPPED = ("Speed", "Waiting for data", "Learning rate")  # titles of charts of a single run
 
 Points = list[tuple[int, float]]
 Records = list[dict[str, Any]]
 
 
-def make_curves(sweep: ExpandedSweep, group: str) -> list[dict[str, Any]]:
+def make_curves(sweep: ExpandedSweep, group: str, limit: int = MAX_CHARTS) -> list[dict[str, Any]]:
     """Draws the metrics of the trainings of a group of arms.
 
     The line of an arm is the mean over its seeds, at the steps that all of them have logged. Arms
-    that share their runs share a line.
+    that share their runs share a line. A kind of metric, such as the loss terms of several masks,
+    has at most `charts.MAX_LINES` charts.
+
+    Args:
+      sweep: the arms and jobs.
+      group: the group.
+      limit: maximum number of charts.
 
     Returns:
       A list of dicts with `title`, `caption`, `svg` and `legend`, which lists (name, color, dash
       style, last value).
     """
-    arms = [arm for arm in sweep.arms if arm.group == group]
-    found = []
+    return list(itertools.islice(_draw_charts(sweep, group), limit))
+
+
+def _draw_charts(sweep: ExpandedSweep, group: str) -> Iterator[dict[str, Any]]:
+    arms = sweep.groups.get(group, [])
     for step in dict.fromkeys(step for arm in arms for step in arm.jobs):
         lines = _find_lines(sweep, arms, step)
         for spec in charts.CHARTS:
             if spec.title not in _SKIPPED:
-                found += _draw_metrics(step, spec, lines, f"{group} {step}")
-    return found
+                yield from _draw_metrics(step, spec, lines, f"{group} {step}")
 
 
 def _find_lines(
@@ -59,11 +69,12 @@ def _find_lines(
 
 def _draw_metrics(
     step: str, spec: charts.ChartSpec, lines: Mapping[str, list[Records]], salt: str
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     records = [record for seeds in lines.values() for seed in seeds for record in seed]
     names = sorted({n for record in records for n in record if re.fullmatch(spec.pattern, n)})
-    found = []
-    for name in names:
+    left_out = f" Only {charts.MAX_LINES} of {len(names)} metrics are shown."
+    caption = spec.caption + left_out * (len(names) > charts.MAX_LINES)
+    for name in names[: charts.MAX_LINES]:
         series = {  # an arm has the same style in all charts of a step
             (position, arm): points
             for position, (arm, seeds) in enumerate(lines.items())
@@ -78,10 +89,7 @@ def _draw_metrics(
         positions = [position for position, _ in series]
         title = spec.title if len(names) == 1 else f"{spec.title}: {name.rpartition('/')[2]}"
         svg = charts.draw_lines(list(series.values()), spec.log, f"{salt} {name}", positions)
-        found.append(
-            {"title": f"{step}, {title}", "caption": spec.caption, "svg": svg, "legend": legend}
-        )
-    return found
+        yield {"title": f"{step}, {title}", "caption": caption, "svg": svg, "legend": legend}
 
 
 def _describe_last(seeds: Sequence[Records], name: str, points: Points | None) -> str:

@@ -17,6 +17,7 @@ from invnext_jax.sweeps.step_config import Kind
 from invnext_jax.sweeps.sweep_folder import JobState, Status
 
 LEAST_EQUAL = 4  # values of an arm, over columns and seeds
+MAX_CELLS = 2**16  # arms times columns; a study has a few thousand
 _FIELDS = ("metric", "task", "evaluator", "input")  # of rows; a column selects by them
 
 
@@ -66,15 +67,20 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
       states: output of `status_table.read_current_states`.
 
     Raises:
-      UserError: a column selects several rows of an evaluation.
+      UserError: a column selects several rows of an evaluation, or the table is too large.
     """
-    blocked = status_table.find_blocked(sweep.jobs, states)
     shown = _find_shown_trainings(sweep)
     rows = {
         name: _read_rows(planned, states[name], is_shown=name in shown)
         for name, planned in sweep.jobs.items()
     }
     columns = dict(sweep.columns) or _find_columns(sweep, rows)
+    if len(sweep.arms) * len(columns) > MAX_CELLS:
+        raise UserError(
+            f"the sweep has {len(sweep.arms)} arms and {len(columns)} columns, more than "
+            f"{MAX_CELLS} values: set COLUMNS in the sweep file, or divide the sweep"
+        )
+    missing = _describe_missing(sweep, states)
     values: dict[tuple[str, str, str], dict[int | None, Value]] = {}
     metrics: dict[str, str] = {}
     for arm in sweep.arms:
@@ -84,11 +90,7 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
             name = arm.jobs[column.step]
             value = _select(title, column, sweep.jobs[name], rows[name])
             if value is None:
-                text = status_table.describe_state(
-                    sweep.jobs[name], states[name], is_blocked=name in blocked
-                )
-                finished = states[name].status is Status.FINISHED
-                value = Value(missing="missing" if finished else text)
+                value = Value(missing=missing[name])
             elif value.row is not None:
                 metrics[title] = value.row[1]["metric"]
             values.setdefault((arm.group, arm.name, title), {})[arm.seed] = value
@@ -96,6 +98,17 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
     notes = _find_notes(sweep, columns, rows) + _find_equal_arms(sweep, values)
     notes += _collect_notes(sweep, rows)
     return Results(sweep, columns, formats, values, tuple(notes), states)
+
+
+def _describe_missing(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> dict[str, str]:
+    """Returns why each job has no value, if it has none."""
+    blocked = status_table.find_blocked(sweep.jobs, states)
+    return {
+        name: "missing"
+        if states[name].status is Status.FINISHED
+        else status_table.describe_state(planned, states[name], is_blocked=name in blocked)
+        for name, planned in sweep.jobs.items()
+    }
 
 
 def _find_shown_trainings(sweep: ExpandedSweep) -> set[str]:
@@ -146,17 +159,21 @@ def _find_equal_arms(
     jobs: dict[tuple[str, str], set[str]] = {}
     for arm in sweep.arms:
         jobs.setdefault((arm.group, arm.name), set()).update(arm.jobs.values())
-    return [
-        f"{a[1]!r} and {b[1]!r} have the same values in all columns. Perhaps the options in which "
-        "they differ have the same effect; for example, fractions are rounded to whole patches."
-        for a, b in itertools.combinations(numbers, 2)
-        if a[0] == b[0]
-        and jobs[a] != jobs[b]
-        and numbers[a] == numbers[b]
+    # Each arm is compared with the first one that has its values.
+    first: dict[Any, tuple[str, str]] = {}
+    notes = []
+    for (group, name), found in numbers.items():
         # Fewer values can be equal by chance.
-        and len(numbers[a]) >= LEAST_EQUAL
-        and None not in numbers[a].values()
-    ]
+        if len(found) < LEAST_EQUAL or None in found.values():
+            continue
+        other = first.setdefault((group, frozenset(found.items())), (group, name))
+        if jobs[other] != jobs[group, name]:
+            notes.append(
+                f"{other[1]!r} and {name!r} have the same values in all columns. Perhaps the "
+                "options in which they differ have the same effect; for example, fractions are "
+                "rounded to whole patches."
+            )
+    return notes
 
 
 def _collect_notes(sweep: ExpandedSweep, rows: Mapping[str, Rows]) -> list[str]:

@@ -56,12 +56,18 @@ def describe_sweep(
 ) -> dict[str, Any]:
     """Returns the contents of the page of a sweep, as for the template sweep.html."""
     sweep, states = results.sweep, results.states
+    described, left, notes = [], curves.MAX_CHARTS, list(results.notes)
+    for table in tables:
+        described.append(_describe_table(sweep, table, results, left))
+        left -= len(described[-1]["curves"])
+    if not left:
+        notes.append(f"Only the first {curves.MAX_CHARTS} learning curves are shown.")
     return {
         "title": folder.path.name,
         "source": sweep.source,
-        "notes": results.notes,
+        "notes": notes,
         "counts": status_table.count_states(sweep, states),
-        "tables": [_describe_table(sweep, table, results) for table in tables],
+        "tables": described,
         "failed": _list_failures(sweep, states),
     }
 
@@ -79,7 +85,9 @@ def _list_failures(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> list
     ]
 
 
-def _describe_table(sweep: ExpandedSweep, table: SweepTable, results: Results) -> dict[str, Any]:
+def _describe_table(
+    sweep: ExpandedSweep, table: SweepTable, results: Results, max_curves: int
+) -> dict[str, Any]:
     columns = []
     unit_of_all, heads = table_text.describe_columns(table, results.formats)
     for title, (shown, unit) in zip(table.columns, heads, strict=True):
@@ -109,7 +117,7 @@ def _describe_table(sweep: ExpandedSweep, table: SweepTable, results: Results) -
             for row in table.rows
         ],
         "differences": _describe_differences(table, results),
-        "curves": curves.make_curves(sweep, table.title),
+        "curves": curves.make_curves(sweep, table.title, max_curves),
     }
 
 

@@ -147,6 +147,26 @@ def test_arms_with_equal_values_are_named(finished):
     assert note.startswith("'a' and 'b' have the same values in all columns.")
 
 
+def test_a_table_that_is_too_large_is_a_user_error(finished):
+    sweep = finished.read_sweep()
+    columns = {str(n): Column("s2", "loss") for n in range(1000)}
+    sweep = dataclasses.replace(sweep, arms=sweep.arms * 100, columns=columns)
+    with pytest.raises(UserError, match="400 arms and 1000 columns, more than 65536 values"):
+        collect(finished, sweep)
+
+
+def test_damaged_metrics_are_missing_values(finished, tmp_path):
+    path = finished.path / "runs/s2-b0/metrics.jsonl"
+    before = path.read_text()
+    try:
+        for loss in ('"abc"', "1e999", "1" + "0" * 400):
+            path.write_text(f'{{"step": 1, "loss": {loss}}}\n')
+            values = collect(finished, with_columns(finished, x=Column("s2", "loss"))).values
+            assert values["", "b", "x"][0].missing == "missing"
+    finally:
+        path.write_text(before)
+
+
 def test_notes_of_evaluations_are_shown_with_their_arms(finished, tmp_path):
     notes = {"eval-a0": ["8 copies.", "4 frames."], "eval-a1": ["4 frames."]}
     notes |= {name: ["4 frames."] for name in ("eval-b0", "eval-b1")}
