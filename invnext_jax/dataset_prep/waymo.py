@@ -43,7 +43,8 @@ MAX_PIXELS = 2**26  # limit per image; those of Waymo Open have 1920 x 1280
 MAX_IMAGES = 4096  # limit per segment; those of Waymo Open have about 200
 MAX_PIXEL_BYTES = 2  # limit of an image that is copied, in addition to `MAX_HEADER_BYTES`
 MAX_HEADER_BYTES = 2**16
-MAX_LINE_BYTES = 2**26
+MAX_LINE_BYTES = 2**24  # as in `truth.boxes_jsonl`, which reads the file
+MAX_ID_BYTES = 255  # those of Waymo Open have about 40
 # Allowed names of output folders. Names of output files are excluded.
 SEGMENT = re.compile(r"(?!.*\.jsonl?$)[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -120,6 +121,8 @@ def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int)
     if line := _read_line(finished):
         return line
     line = json.dumps(_write_segment(in_dir, out_dir, segment, short_side)) + "\n"
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"its boxes have {len(line)} bytes, more than {MAX_LINE_BYTES}")
     atomic_file.write_text(finished, line)
     return line
 
@@ -156,12 +159,19 @@ def _write_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -
             x, y, width, height = (float(row[name]) for name in BOX)
             if not np.isfinite((x, y, width, height)).all():
                 raise ValueError("a box is not finite")
-            track = tracks.setdefault(str(row[OBJECT]), {"frames": [], "boxes": []})
+            track = tracks.setdefault(_read_id(row[OBJECT]), {"frames": [], "boxes": []})
             track["frames"].append(order[row[TIME]])
             corners = x - width / 2, y - height / 2, x + width / 2, y + height / 2
             track["boxes"].append([round(corner, 2) for corner in corners])
     (height, width), fps = sizes.pop(), round(1 / seconds, 3)
     return {"video": segment, "fps": fps, "width": width, "height": height, "tracks": tracks}
+
+
+def _read_id(value: Any) -> str:
+    """Returns the id of an object as text. A Parquet file can store the same long id many times."""
+    if isinstance(value, str | bytes) and len(value) > MAX_ID_BYTES:
+        raise ValueError(f"the id of an object has {len(value)} bytes, more than {MAX_ID_BYTES}")
+    return str(value)
 
 
 def _front(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -75,7 +75,7 @@ def test_damaged_segments_are_skipped_and_a_repeat_converts_only_what_is_missing
     assert [json.loads(line)["video"] for line in lines] == list(NAMES)
 
 
-def write_tables(folder, name="seg", *, images=None, times=(0, 100_000), box=5.0):
+def write_tables(folder, name="seg", *, images=None, times=(0, 100_000), box=5.0, ids=("o",)):
     """Writes a segment of two images and one box."""
     image = jpeg(np.zeros((48, 64, 3), np.uint8))
     images = {
@@ -83,7 +83,7 @@ def write_tables(folder, name="seg", *, images=None, times=(0, 100_000), box=5.0
         waymo.TIME: list(times),
         waymo.IMAGE: images or [image] * 2,
     }
-    boxes = {waymo.CAMERA: [1], waymo.TIME: list(times)[:1], waymo.OBJECT: ["o"]}
+    boxes = {waymo.CAMERA: [1], waymo.TIME: list(times)[:1], waymo.OBJECT: list(ids)}
     boxes |= {column: pa.array([box]) for column in waymo.BOX}
     for part, table in (("camera_image", images), ("camera_box", boxes)):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -118,6 +118,8 @@ def bomb(side):
         {"box": "x"},
         {"box": [1.0]},
         {"box": float("inf")},
+        {"ids": ["o" * 256]},
+        {"ids": [bytes(2**20)]},
         {"images": [1, 2]},
         {"images": ["a", "b"]},
         {"images": [jpeg(np.zeros((48, 64, 3), np.uint8)) + bytes(2**17)] * 2},
@@ -142,6 +144,14 @@ def test_segments_with_too_many_images_are_skipped(tmp_path, monkeypatch):
     write_tables(tmp_path / "in")
     with pytest.raises(UserError, match="no segment of .* can be read"):
         waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
+
+
+def test_segments_with_too_many_boxes_are_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(waymo, "MAX_LINE_BYTES", 50)
+    write_tables(tmp_path / "in")
+    with pytest.raises(UserError, match="bytes, more than 50"):
+        waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "seg.json").exists()
 
 
 def test_images_that_are_large_when_decompressed_are_skipped(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics import points as point_metrics
 from invnext_jax.evaluation.metrics import segmentation
 from invnext_jax.evaluation.truth import baselines
+from invnext_jax.evaluation.truth.joints import JOINTS
 from invnext_jax.evaluation.truth.masks import list_objects
 from invnext_jax.evaluation.truth.truth import SkippedRows, Truth, TruthBatches
 from invnext_jax.evaluation.truth.world import POINTS
@@ -33,7 +34,7 @@ from invnext_jax.monitoring.progress import ProgressMeter
 SOURCES = (WORLD, "davis", "jhmdb")
 METHODS = ("encoder", "static", "token_truth")
 THRESHOLDS = (0.1, 0.2)  # thresholds of PCK
-POINT_COUNT = {WORLD: POINTS, "davis": 0, "jhmdb": 15}
+POINT_COUNT = {WORLD: POINTS, "davis": 0, "jhmdb": JOINTS}
 Scores = dict[str, np.ndarray]
 
 

@@ -139,7 +139,7 @@ class ScanNet(DepthFolders):
         files = []
         for scene in images.read_list(Path(root) / f"{split}.txt"):
             folder = Path(root) / "scans" / scene
-            if not (folder / "depth").is_dir():
+            if not os.path.isdir(folder / "depth"):
                 raise UserError(
                     f"{folder / 'depth'} does not exist: extract the scene {folder.name} of "
                     f"{split}.txt to scans/{folder.name}/color and depth"
@@ -184,7 +184,7 @@ class Kitti(DepthFolders):
         for drive in _list_drives(root, split):
             raw = root / drive[:10] / drive  # the date is the start of the drive's name
             annotated = root / split / drive / DEPTH
-            annotated = annotated if annotated.is_dir() else raw / DEPTH
+            annotated = annotated if os.path.isdir(annotated) else raw / DEPTH
             depths = images.list_frames(annotated / camera)
             image_paths = images.list_frames(raw / camera / "data")
             first, last = min(depths), max(depths)

@@ -27,7 +27,7 @@ MAX_PIXELS = 2**26
 MAX_CLIP_PIXELS = 2**30  # of all frames of a clip; 3 GiB
 MAX_BYTES = 2**28  # maximum size of an image file
 MAX_LIST_BYTES = 2**24
-MAX_NAME = 255  # file systems do not have longer names
+MAX_NAME, MAX_PATH = 255, 1024  # bytes of a name in a list and of a path below the data set
 
 
 class FrameWindow(NamedTuple):
@@ -72,7 +72,8 @@ def read_list(path: str | os.PathLike) -> list[str]:
     """Reads a split list: the first word of each line that is not empty.
 
     Raises:
-      UserError: The file is missing, empty or not text, or a line does not name a folder.
+      UserError: The file is missing, empty or not text, or a line does not name a folder, or names
+          one that was listed before.
     """
     names = [line.split()[0] for line in read_lines(path) if line.strip()]
     if not names:
@@ -83,7 +84,17 @@ def read_list(path: str | os.PathLike) -> list[str]:
                 f"the list {path} has the line {name[:MAX_NAME]!r}: write the name of a folder of "
                 "the data set on each line"
             )
+    check_unique(names, path)
     return names
+
+
+def check_unique(names: Sequence[str], path: str | os.PathLike) -> None:
+    """Raises `UserError` if a name is listed twice. The frames of each one are listed in memory."""
+    found: set[Path] = set()
+    for name in names:
+        if Path(name) in found:
+            raise UserError(f"the list {path} has {name[:MAX_NAME]!r} twice: remove the repetition")
+        found.add(Path(name))
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -108,7 +119,8 @@ def is_folder_name(name: str) -> bool:
     path = Path(name)
     if path.is_absolute() or not path.parts or ".." in path.parts or not name.isprintable():
         return False
-    return all(len(os.fsencode(part)) <= MAX_NAME for part in path.parts)
+    is_short = all(len(os.fsencode(part)) <= MAX_NAME for part in path.parts)
+    return is_short and len(os.fsencode(name)) <= MAX_PATH
 
 
 def make_windows(

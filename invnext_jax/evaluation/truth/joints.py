@@ -19,6 +19,7 @@ from invnext_jax.evaluation.truth.truth import BadTruth
 
 MEMBERS = {"train": "1", "val": "2"}
 ENDING = "_test_split"
+JOINTS = 15
 MAX_BYTES = 2**24  # maximum size of a file of joints; a typical file has about 10 kB
 
 
@@ -69,6 +70,7 @@ class JhmdbJoints:
                             "the list"
                         )
                     self.clips.append((action, stem))
+        images.check_unique(["/".join(clip) for clip in self.clips], root / "splits")
         if not self.clips:
             raise UserError(
                 f"{root / 'splits'} has no list *{ENDING}{number}.txt with clips of {split}: "
@@ -123,6 +125,9 @@ def _read_joints(path: Path) -> np.ndarray:
         raise BadTruth(f"{path} is missing", "missing") from error
     except (OSError, ValueError) as error:
         raise BadTruth(f"{path} cannot be read ({error})", "truncated") from error
-    if positions_2jt.ndim != 3 or len(positions_2jt) != 2:
-        raise BadTruth(f"{path}: pos_img has the shape {positions_2jt.shape}", "wrong format")
+    if positions_2jt.ndim != 3 or positions_2jt.shape[:2] != (2, JOINTS):
+        raise BadTruth(
+            f"{path}: pos_img has the shape {positions_2jt.shape}, not [2, {JOINTS}, frames]",
+            "wrong format",
+        )
     return np.transpose(positions_2jt, (2, 1, 0))

@@ -60,7 +60,7 @@ class DavisMasks:
         self._size, self._image_paths, self._annotations = size, [], []
         for name in self.sequences:
             folder = root / "Annotations" / resolution / name
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 raise UserError(f"{folder} does not exist: extract the annotations of {split}.txt")
             image_paths = images.list_frames(root / "JPEGImages" / resolution / name)
             self._image_paths.append(dict(list(image_paths.items())[:max_frames]))

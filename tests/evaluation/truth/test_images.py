@@ -112,12 +112,21 @@ def test_named_pipes_and_devices_are_bad_rows(tmp_path):
         images.read_list(tmp_path / "1.png")
 
 
-@pytest.mark.parametrize("name", ["a\0b", "../..", "/etc", "a" * 5000, "a/../../b", "."])
+@pytest.mark.parametrize(
+    "name", ["a\0b", "../..", "/etc", "a" * 5000, "a/../../b", ".", "/".join(["a" * 200] * 30)]
+)
 def test_lists_with_names_outside_the_data_set_are_one_sentence(tmp_path, name):
     (tmp_path / "val.txt").write_text(f"scene_0 more words\n{name}\n")
     with pytest.raises(UserError, match="write the name of a folder") as caught:
         images.read_list(tmp_path / "val.txt")
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["a/b", "./a/b", "a//b/"])
+def test_lists_that_repeat_a_folder_are_one_sentence(tmp_path, name):
+    (tmp_path / "val.txt").write_text(f"a/b\nb\n{name}\n")
+    with pytest.raises(UserError, match="twice: remove the repetition"):
+        images.read_list(tmp_path / "val.txt")
 
 
 def test_folders_whose_name_is_not_valid_are_one_sentence(tmp_path):

@@ -54,6 +54,8 @@ def test_joints_that_are_not_numbers_are_invisible(tmp_path, positions):
         (b"MATLAB", "truncated"),
         ({"other": 1}, "truncated"),
         ({"pos_img": np.zeros((3, 15))}, "wrong format"),
+        ({"pos_img": np.ones((2, 14, 20))}, "wrong format"),
+        ({"pos_img": np.ones((2, 1, 20))}, "wrong format"),
     ],
 )
 def test_damaged_matrices_are_bad_rows(tmp_path, positions, content, kind):
@@ -89,6 +91,9 @@ def test_lists_that_cannot_be_read_are_one_sentence(tmp_path, positions):
         with pytest.raises(UserError, match="is not a file name") as caught:
             JhmdbJoints(tmp_path)
         assert len(str(caught.value)) < 500
+    path.write_text("clip_0.avi 2\nclip_0.mp4 2\n")
+    with pytest.raises(UserError, match="has 'wave/clip_0' twice"):
+        JhmdbJoints(tmp_path)
     path.write_text("clip_0.avi 2\n")
     (tmp_path / "splits" / "zz_test_split1.txt").mkdir()
     with pytest.raises(UserError, match="cannot be read .Not a regular file"):

@@ -111,3 +111,5 @@ def test_a_wrong_layout_is_one_sentence(davis, tmp_path):
         file.write("\nhorse\n")
     with pytest.raises(UserError, match="horse does not exist"):
         DavisMasks(davis)
+    with pytest.raises(UserError, match="does not exist"):
+        DavisMasks(davis, resolution="/".join(["a" * 200] * 30))
