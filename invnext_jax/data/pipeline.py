@@ -85,6 +85,7 @@ def make_train_dataset(
     positions: Sequence[int] | None = None,
     bad_videos: BadVideoTracker | None = None,
     load: Callable | None = None,
+    rows: Sequence[int] | None = None,
 ) -> TrainDataset:
     """Makes the training dataset: infinite shuffled batches with a resumable iterator.
 
@@ -96,6 +97,8 @@ def make_train_dataset(
           order. None selects all clips.
       bad_videos: Tracker of good and bad clips. None creates one from the config.
       load: Replaces `LoadClip` in tests. It must be defined in an importable module.
+      rows: Rows of the manifest to draw from, in ascending order. None selects all rows that
+          `config.data.held_out` does not hold out.
 
     Returns:
       A dataset of batches. Its iterator must be closed after use.
@@ -109,8 +112,10 @@ def make_train_dataset(
     rules = AccessRules.from_config(data_config)
     manifest = manifest_lib.read_manifest(data_config.manifest, rules)
     sources.check_names(data_config, manifest.sources)
+    if rows is None:
+        rows = training_rows(manifest, data_config.held_out)
     return TrainDataset(
-        Mixture(manifest, data_config.weights, seed, training_rows(manifest, data_config.held_out)),
+        Mixture(manifest, data_config.weights, seed, rows),
         load or LoadClip.from_config(data_config, manifest),
         workers=count_workers(data_config.workers),
         prefetch=data_config.prefetch,

@@ -56,7 +56,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
                 "operations": 2,
                 "probability": 0.5,
             },
-            # Fraction of the training videos on which the learning rate and decay are selected.
+            # Fraction of the training videos that are held out to select the learning rate and
+            # decay. The heads are not trained on them. A single head is trained on all videos.
             "held_out": 0.1,
         }
     )

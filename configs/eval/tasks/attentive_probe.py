@@ -49,7 +49,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             },
             # Crops of each evaluated video, 1 or 3. Their class probabilities are averaged.
             "crops": 3,
-            # Fraction of the training videos on which the learning rate and decay are selected.
+            # Fraction of the training videos that are held out to select the learning rate and
+            # decay. The heads are not trained on them. A single head is trained on all videos.
             "held_out": 0.1,
         }
     )

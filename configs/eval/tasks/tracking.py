@@ -39,7 +39,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "batch_size": 64,  # Clips per step.
             "epochs": 30.0,  # Passes over the training clips.
             "warmup_epochs": 1.0,  # Epochs of linear warm-up, followed by a cosine decay to 0.
-            # Fraction of the training videos on which a head of a grid is selected.
+            # Fraction of the training videos that are held out to select a head of a grid. The
+            # heads are not trained on them. A single head is trained on all videos.
             "held_out": 0.1,
             "memory_gb": 8.0,  # Clips of a split up to this size in total are kept in memory.
         }

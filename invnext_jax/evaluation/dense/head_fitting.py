@@ -22,6 +22,7 @@ from invnext_jax.evaluation.feature_store.extraction import local_mesh, pad_for_
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.head_training import HeadTraining, TrainedHeads
+from invnext_jax.evaluation.heads import grid_selection
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.truth.truth import SkippedRows, Truth
 from invnext_jax.training import mesh as mesh_lib
@@ -43,15 +44,10 @@ def check_settings(settings: Any, name: str) -> None:
         raise UserError(
             f"{name}.width={settings.width} must be divisible by heads={settings.heads}"
         )
-    if is_grid(settings) and not 0 < settings.held_out < 1:
+    if grid_selection.is_grid(settings) and not 0 < settings.held_out < 1:
         raise UserError(f"{name}.held_out={settings.held_out} must be between 0 and 1")
     if settings.memory_gb < 0:
         raise UserError(f"{name}.memory_gb={settings.memory_gb} must not be negative")
-
-
-def is_grid(settings: Any) -> bool:
-    """Returns whether several heads are trained, of which the best is selected."""
-    return len(settings.learning_rates) * len(settings.weight_decays) > 1
 
 
 def open_truths(
@@ -220,6 +216,6 @@ def choose_heads(
     def best(error_g):
         return int(np.argmin(np.where(trained.diverged_g, np.inf, np.nan_to_num(error_g, nan=1e9))))
 
-    if not is_grid(settings):
+    if not grid_selection.is_grid(settings):
         return {"": 0}
     return {"": best(held_out_g), ", best on val": best(val_g)}

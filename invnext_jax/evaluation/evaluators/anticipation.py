@@ -97,16 +97,20 @@ class Anticipation:
         subject = inputs.with_encoder(self.name, encoder)
         labels = probe.read_labels(inputs, config)
         held_out = grid_selection.hold_out_rows(
-            len(next(iter(labels["train"].values()))), settings.held_out, config.seed
+            len(next(iter(labels["train"].values()))),
+            grid_selection.held_out_share(settings),
+            config.seed,
         )
         classes = probe.count_classes(labels, held_out)
         shapes = _token_shapes(inputs.encoder, encoder, grid, config)
         module = build_module(settings, list(classes.values()), shapes)
         trained = _train(subject, config, module, classes, held_out, shapes)
-        parts = []
-        for split, rows in (("train", np.flatnonzero(held_out)), ("val", None)):
-            batches = _prediction_batches(subject, settings, split, rows)
-            parts.append(training.predict(module, encoder, trained.params, batches, tuple(classes)))
+        parts = {}
+        for split, selected in grid_selection.scored_rows(held_out).items():
+            batches = _prediction_batches(subject, settings, split, selected)
+            parts[split] = training.predict(
+                module, encoder, trained.params, batches, tuple(classes)
+            )
         heads = [
             {**setting._asdict(), "train_loss": float(loss), "diverged": bool(diverged)}
             for setting, loss, diverged in zip(
@@ -115,15 +119,15 @@ class Anticipation:
         ]
         rows = []
         for number, (what, task) in enumerate(itertools.product(shapes, classes)):
-            scores = [
-                grid_selection.average_views(probs[number], labels_b[task], index_b)
-                for probs, labels_b, index_b in parts
-            ]
+            scores = {
+                split: grid_selection.average_views(probs[number], labels_b[task], index_b)
+                for split, (probs, labels_b, index_b) in parts.items()
+            }
             probe.check_scores(scores, task)
             seen = labels["train"][task]
             for k in settings.recall_at:
                 rows += recall_rows.make_recall_rows(
-                    recall_rows.Measured(*scores, seen[~held_out], seen),
+                    recall_rows.Measured(scores.get("train"), scores["val"], seen[~held_out], seen),
                     heads,
                     k,
                     evaluator=self.name,
@@ -223,7 +227,7 @@ def _train(subject, config, module, classes, held_out, shapes) -> head_training.
     with contextlib.ExitStack() as stack:
         if settings.augment:
             batches = training.ClipBatches(
-                config.data, held_out, settings.batch_size, 1, config.seed
+                config.data, np.flatnonzero(~held_out), settings.batch_size, 1, config.seed
             )
             stack.callback(batches.close)
         else:

@@ -72,14 +72,16 @@ class AttentiveProbe:
             )
         labels = read_labels(inputs, config)
         held_out = grid_selection.hold_out_rows(
-            len(next(iter(labels["train"].values()))), settings.held_out, config.seed
+            len(next(iter(labels["train"].values()))),
+            grid_selection.held_out_share(settings),
+            config.seed,
         )
         classes = count_classes(labels, held_out)
         module = build_module(settings, list(classes.values()))
         trained = _train(inputs, config, module, classes, held_out)
         scores = {}
-        for split, rows in (("train", np.flatnonzero(held_out)), ("val", None)):
-            batches = _prediction_batches(inputs, settings, split, rows)
+        for split, selected in grid_selection.scored_rows(held_out).items():
+            batches = _prediction_batches(inputs, settings, split, selected)
             scores[split] = training.predict(
                 module, encoder, trained.params, batches, tuple(classes)
             )
@@ -91,13 +93,14 @@ class AttentiveProbe:
         ]
         rows = []
         for number, task in enumerate(classes):
-            parts = [
-                grid_selection.average_views(probs[number], labels_v[task], index_v)
-                for probs, labels_v, index_v in scores.values()
-            ]
+            parts = {
+                split: grid_selection.average_views(probs[number], labels_v[task], index_v)
+                for split, (probs, labels_v, index_v) in scores.items()
+            }
             check_scores(parts, task)
             rows += grid_selection.make_grid_rows(
-                *parts,
+                parts.get("train"),
+                parts["val"],
                 grid,
                 evaluator=self.name,
                 name=inputs.name,
@@ -167,7 +170,11 @@ def _train(inputs, config, module, classes, held_out) -> head_training.TrainedHe
     with contextlib.ExitStack() as stack:
         if settings.augment:
             batches = training.ClipBatches(
-                config.data, held_out, settings.batch_size, settings.repeats, config.seed
+                config.data,
+                np.flatnonzero(~held_out),
+                settings.batch_size,
+                settings.repeats,
+                config.seed,
             )
             stack.callback(batches.close)
         else:
@@ -201,12 +208,13 @@ def _prediction_batches(inputs, settings, split, rows) -> Iterator[training.Batc
         yield training.read_tokens(features, used[first : first + CHUNK])
 
 
-def check_scores(parts: list, task: str) -> None:
+def check_scores(parts: Mapping[str, Any], task: str) -> None:
     """Raises `UserError` if a split has no readable video with a label."""
-    for part, split in zip(parts, SPLITS.values(), strict=True):
+    for split, part in parts.items():
         if part is None:
             raise UserError(
-                f"the probe cannot be selected or measured, because no such video of the {split} "
+                f"the probe cannot be selected or measured, because no such video of the "
+                f"{SPLITS[split]} "
                 f"manifest is readable and has a label_{task}: add videos, or remove the task from "
                 "config.tasks"
             )

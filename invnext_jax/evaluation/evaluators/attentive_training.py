@@ -151,21 +151,21 @@ def read_tokens(
 class ClipBatches:
     """Batches of randomly sampled clips, as a function of the step. Close it after use.
 
-    The labels of held-out videos are removed, so that these videos do not contribute to the loss.
-
     Args:
       data: `config.data`, whose manifest is that of the training videos.
-      held_out: rows of the manifest that are held out, bool.
+      rows: rows of the manifest that are trained on, in ascending order.
       batch_size: videos of a batch.
       repeats: clips of each video in a batch.
       seed: seed of the order and of the augmentation.
     """
 
-    def __init__(self, data: Any, held_out: np.ndarray, batch_size: int, repeats: int, seed: int):
-        self._held_out, self._clips = held_out, batch_size * repeats
+    def __init__(self, data: Any, rows: Sequence[int], batch_size: int, repeats: int, seed: int):
+        self._clips = batch_size * repeats
         data = ml_collections.ConfigDict(data.to_dict())
         data.repeats = repeats
-        self._batches = iter(pipeline.make_train_dataset(data, seed=seed, batch_size=self._clips))
+        self._batches = iter(
+            pipeline.make_train_dataset(data, seed=seed, batch_size=self._clips, rows=rows)
+        )
         self._next_step = 0
 
     def __call__(self, step: int) -> Batch:
@@ -173,12 +173,7 @@ class ClipBatches:
         if step != self._next_step:
             self._batches.set_state({"clips": step * self._clips})
         self._next_step = step + 1
-        batch = next(self._batches)
-        held_b = self._held_out[batch["index"]]
-        return {
-            name: np.where(held_b, -1, value) if name.startswith(LABEL) else value
-            for name, value in batch.items()
-        }
+        return next(self._batches)
 
     def close(self) -> None:
         """Stops the workers."""

@@ -22,7 +22,7 @@ from invnext_jax.evaluation.dense import head_fitting, truth_clips, truth_source
 from invnext_jax.evaluation.dense.head_fitting import HeadFitting
 from invnext_jax.evaluation.dense.truth_source import WORLD
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.heads import depth_losses, dpt_head
+from invnext_jax.evaluation.heads import depth_losses, dpt_head, grid_selection
 from invnext_jax.evaluation.heads.depth_readout import (
     DepthReadout,
     LinearDepthReadout,
@@ -84,7 +84,7 @@ class Depth:
         truths, source = head_fitting.open_truths(
             inputs, settings, several_layers=settings.head == "dpt"
         )
-        share = settings.held_out if head_fitting.is_grid(settings) else 0.0
+        share = grid_selection.held_out_share(settings)
         train_rows, held_rows = truth_clips.hold_out_videos(
             truths["train"].videos, share, config.seed
         )

@@ -11,9 +11,8 @@ import numpy as np
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.heads.grid_selection import (
-    BEST_ON_VAL,
     GridScores,
-    choose_head,
+    choose_heads,
     describe_heads,
 )
 from invnext_jax.evaluation.metrics import intervals
@@ -30,13 +29,13 @@ class Measured(NamedTuple):
     """Labels and scores from which the rows of a task are computed.
 
     Attributes:
-      held_out: scores on held-out training videos.
+      held_out: scores on held-out training videos; None for a single head.
       val: scores on the evaluated videos.
       trained_b: int labels of the videos that the heads were trained on; negative for none.
       train_b: int labels of all training videos. Evaluated videos of other classes are dropped.
     """
 
-    held_out: GridScores
+    held_out: GridScores | None
     val: GridScores
     trained_b: np.ndarray
     train_b: np.ndarray
@@ -47,6 +46,8 @@ def make_recall_rows(
 ) -> list[Row]:
     """Makes two rows for a task: for the head that is best on held-out training videos, and on val.
 
+    A single head has one row.
+
     Args:
       measured: see `Measured`.
       grid: options of each head, for example {"learning_rate": 1e-3, "diverged": False}.
@@ -56,24 +57,25 @@ def make_recall_rows(
       fields: `evaluator` and `name`, see `Row`, and further details of both rows.
 
     Returns:
-      The two rows. The scores of the videos are weighted so that each class has the same weight.
+      The rows. The scores of the videos are weighted so that each class has the same weight.
 
     Raises:
       UserError: no evaluated video has a class with training videos.
     """
-    held_out = _recalls(measured.held_out, measured.trained_b, k)
-    val = _recalls(measured.val, measured.train_b, k)
+    recalls = {}
+    if measured.held_out is not None:
+        recalls["held_out"] = _recalls(measured.held_out, measured.trained_b, k)
+    val = recalls["val"] = _recalls(measured.val, measured.train_b, k)
     if not val[0].kept_b.any():
         raise UserError(
             f"no held-out video has a class of {task} that occurs among the training videos: check "
             "that both manifests use the same class numbers"
         )
-    value_g = {name: np.array([x.value for x in found]) for name, found in _named(held_out, val)}
-    heads = describe_heads(grid, {f"{name}_recall": x_g for name, x_g in value_g.items()})
-    best = [choose_head(x_g, grid) for x_g in value_g.values()]
+    value_g = {split: np.array([x.value for x in parts]) for split, parts in recalls.items()}
+    heads = describe_heads(grid, {f"{split}_recall": x_g for split, x_g in value_g.items()})
     evaluator, name = fields.pop("evaluator"), fields.pop("name")
     rows = []
-    for number, label in zip(best, (what, f"{what}, {BEST_ON_VAL}"), strict=True):
+    for number, label in choose_heads(value_g, grid, what):
         found = val[number]
         kept_b = found.kept_b
         labels_b, correct_b = measured.val.labels_b[kept_b], found.correct_b[kept_b]
@@ -103,10 +105,6 @@ def make_recall_rows(
             )
         )
     return rows
-
-
-def _named(held_out, val):
-    return ("held_out", held_out), ("val", val)
 
 
 def _recalls(scores: GridScores, train_b: np.ndarray, k: int) -> list[ClassMeanRecall]:

@@ -23,7 +23,7 @@ from invnext_jax.evaluation.dense import head_fitting, truth_clips, truth_source
 from invnext_jax.evaluation.dense.head_fitting import HeadFitting
 from invnext_jax.evaluation.dense.truth_source import WORLD
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.heads import box_losses
+from invnext_jax.evaluation.heads import box_losses, grid_selection
 from invnext_jax.evaluation.heads.tracking_readout import TrackingReadout
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics import boxes as box_metrics
@@ -85,7 +85,7 @@ class Tracking:
         if config.data.frames < 2:
             raise UserError("tracking needs at least two frames: raise config.data.frames")
         truths, source = head_fitting.open_truths(inputs, settings)
-        share = settings.held_out if head_fitting.is_grid(settings) else 0.0
+        share = grid_selection.held_out_share(settings)
         train_rows, held_rows = truth_clips.hold_out_videos(
             truths["train"].videos, share, config.seed
         )

@@ -46,16 +46,34 @@ class GridScores:
         return self.correct_gb.mean(axis=1)
 
 
+def is_grid(settings: Any) -> bool:
+    """Returns whether several heads are trained, of which the best is selected."""
+    return len(settings.learning_rates) * len(settings.weight_decays) > 1
+
+
+def held_out_share(settings: Any) -> float:
+    """Returns the fraction of the training videos on which a head is selected; 0 without a grid."""
+    return settings.held_out if is_grid(settings) else 0.0
+
+
 def hold_out_rows(count: int, share: float, seed: int) -> np.ndarray:
     """Returns which of `count` rows of a manifest are held out from training, bool [count].
 
     The result depends only on the arguments, not on which videos can be read. At least one row is
-    held out, and at least one is not.
+    held out, and at least one is not. If `share` is 0, no row is held out.
     """
     held = np.zeros(count, bool)
+    if not share:
+        return held
     number = min(max(1, round(share * count)), count - 1)
     held[np.random.default_rng(seed).permutation(count)[:number]] = True
     return held
+
+
+def scored_rows(held_out: np.ndarray) -> dict[str, np.ndarray | None]:
+    """Returns the rows to evaluate the heads on, by split: the held-out ones, and all of "val"."""
+    held_rows = np.flatnonzero(held_out)
+    return {**({"train": held_rows} if len(held_rows) else {}), "val": None}
 
 
 def average_views(
@@ -93,6 +111,22 @@ def choose_head(score_g: np.ndarray, grid: Sequence[Mapping[str, Any]]) -> int:
     return int(np.argmax(np.nan_to_num(score_g) - penalty_g))
 
 
+def choose_heads(
+    scores: Mapping[str, np.ndarray], grid: Sequence[Mapping[str, Any]], what: str
+) -> list[tuple[int, str]]:
+    """Returns the index of the head and the input of each row of a task.
+
+    Args:
+      scores: scores [g] on "val" and, if the heads are a grid, on "held_out".
+      grid: see `make_grid_rows`.
+      what: see `make_grid_rows`.
+    """
+    if "held_out" not in scores:
+        return [(0, what)]
+    labels = {"held_out": what, "val": f"{what}, {BEST_ON_VAL}"}
+    return [(choose_head(scores[split], grid), label) for split, label in labels.items()]
+
+
 def describe_heads(
     grid: Sequence[Mapping[str, Any]], scores: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
@@ -104,7 +138,7 @@ def describe_heads(
 
 
 def make_grid_rows(
-    held_out: GridScores,
+    held_out: GridScores | None,
     val: GridScores,
     grid: Sequence[Mapping[str, Any]],
     *,
@@ -116,10 +150,10 @@ def make_grid_rows(
 ) -> list[Row]:
     """Makes two rows for a task: for the head that is best on held-out training videos, and on val.
 
-    The heads are selected by `choose_head`.
+    The heads are selected by `choose_head`. A single head has one row.
 
     Args:
-      held_out: scores on held-out training videos.
+      held_out: scores on held-out training videos; None for a single head.
       val: scores on the evaluated videos.
       grid: options of each head, for example {"learning_rate": 1e-3, "diverged": False}.
       evaluator: see `Row`.
@@ -129,13 +163,13 @@ def make_grid_rows(
       details: further fields of both rows.
 
     Returns:
-      The two rows, with a score of 1 or 0 for each video.
+      The rows, with a score of 1 or 0 for each video.
     """
-    top1 = {"held_out_top1": held_out.top1_g, "val_top1": val.top1_g}
-    heads = describe_heads(grid, top1)
-    best = [choose_head(scores.top1_g, grid) for scores in (held_out, val)]
+    top1 = {} if held_out is None else {"held_out": held_out.top1_g}
+    top1["val"] = val.top1_g
+    heads = describe_heads(grid, {f"{split}_top1": top1_g for split, top1_g in top1.items()})
     rows = []
-    for number, label in zip(best, (what, f"{what}, {BEST_ON_VAL}"), strict=True):
+    for number, label in choose_heads(top1, grid, what):
         value = float(val.top1_g[number])
         rows.append(
             Row(

@@ -85,7 +85,8 @@ def train(
     functions = _make_functions(module, inputs, config, text)
     with contextlib.ExitStack() as stack:
         if settings.augment:
-            clips = ClipBatches(config.data, ~has_caption, settings.batch_size, 1, seed)
+            rows_b = np.flatnonzero(has_caption)
+            clips = ClipBatches(config.data, rows_b, settings.batch_size, 1, seed)
             stack.callback(clips.close)
             videos, read = int(has_caption.sum()), clips
         else:

@@ -8,6 +8,7 @@ from configs.eval.tasks import attentive_probe as probe_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluation_data, inputs
 from invnext_jax.evaluation.evaluators.attentive_probe import AttentiveProbe, count_classes
+from invnext_jax.evaluation.evaluators.attentive_training import ClipBatches
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 
 TRAIN, VAL = "world:simple/train?videos=160", "world:simple/val?videos=40"
@@ -96,6 +97,27 @@ def test_encoder_in_the_step_gives_the_scores_of_cached_tokens(config, oracle, t
     rows = AttentiveProbe().evaluate(subject, config)
     assert min(row.value for row in rows) >= 0.95
     assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_single_head_is_trained_on_all_videos(augment, config, oracle, tmp_path, capsys):
+    config.attentive_probe.update(learning_rates=(1e-2,), augment=augment, epochs=4.0)
+    rows = AttentiveProbe().evaluate(make_inputs(config, oracle, tmp_path), config)
+    assert [(row.task, row.input) for row in rows] == [
+        ("shape", "mean query"),
+        ("motion", "mean query"),
+    ]
+    assert "40 of 40 steps" in capsys.readouterr().out  # 4 epochs of 160 videos
+
+
+def test_batches_of_clips_have_only_the_selected_videos(config):
+    selected = [3, 5, 8, 9]
+    batches = ClipBatches(config.data, selected, 4, 1, seed=0)
+    try:
+        for step in (0, 1, 5):
+            assert sorted(batches(step)["index"]) == selected
+    finally:
+        batches.close()
 
 
 def test_augmented_training_runs(config, tmp_path):

@@ -49,6 +49,15 @@ def test_values_by_hand(measured):
     np.testing.assert_array_equal(rows[0].scores.class_b, [0, 0, 0, 0, 1])
 
 
+def test_a_single_head_has_one_row(measured):
+    val = measured.val
+    val = GridScores(val.prob_gbk[1:2], val.labels_b, val.index_b)
+    alone = Measured(None, val, measured.train_b, measured.train_b)
+    (row,) = recall_rows.make_recall_rows(alone, HEADS[1:2], 1, **NAMES)
+    assert row.input == "encoder" and row.value == pytest.approx((3 / 4 + 0) / 2)
+    assert list(row.details["grid"][0]) == ["learning_rate", "val_recall"]
+
+
 def test_value_is_the_weighted_mean_of_the_scores_and_scikit_learns_recall(measured):
     for row in recall_rows.make_recall_rows(measured, HEADS, 1, **NAMES):
         np.testing.assert_array_equal(row.scores.index_b, range(10, 15))

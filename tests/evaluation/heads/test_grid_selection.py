@@ -1,3 +1,4 @@
+import ml_collections
 import numpy as np
 
 from invnext_jax.evaluation.heads import grid_selection as gs
@@ -41,6 +42,22 @@ def test_a_head_that_diverged_is_not_chosen():
     grid = [{"learning_rate": 9.0, "diverged": True}, {"learning_rate": 1e-3, "diverged": False}]
     rows = gs.make_grid_rows(found, found, grid, **options)
     assert [row.details["learning_rate"] for row in rows] == [1e-3, 1e-3]
+
+
+def test_a_single_head_has_one_row_and_no_held_out_videos():
+    found = scores([[1, 0]])
+    options = {"evaluator": "probe", "name": "encoder", "what": "attentive", "task": "a"}
+    (row,) = gs.make_grid_rows(None, found, GRID[:1], **options)
+    assert (row.input, row.value) == ("attentive", 0.5)
+    assert row.details["grid"] == [{**GRID[0], "val_top1": 0.5}]
+    settings = ml_collections.ConfigDict(
+        {"learning_rates": (1e-3,), "weight_decays": (0.0,), "held_out": 0.2}
+    )
+    assert gs.held_out_share(settings) == 0
+    assert not gs.hold_out_rows(100, 0.0, seed=0).any()
+    assert gs.scored_rows(gs.hold_out_rows(100, 0.0, seed=0)) == {"val": None}
+    settings.weight_decays = (0.0, 0.1)
+    assert gs.held_out_share(settings) == 0.2
 
 
 def test_probabilities_are_averaged_over_the_views_of_a_video():
