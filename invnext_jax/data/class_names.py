@@ -4,13 +4,16 @@ import collections
 import os
 from collections.abc import Mapping, Sequence
 
+from invnext_jax import sanitize
 from invnext_jax.data import columns as columns_lib
+from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
 from invnext_jax.data.columns import LABEL_PREFIX
-from invnext_jax.errors import UserError
-from invnext_jax.synthetic_world import files, urls
+from invnext_jax.errors import UserError, summarize_error
+from invnext_jax.synthetic_world import files as world_files
+from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.spec import SPLITS, WorldSpec
 
 
@@ -26,16 +29,17 @@ def compare_manifests(
 
     Returns:
       A dict from each task with class names to its class ids by name; and notes about manifests
-      without class names.
+      without class names, or whose class names cannot be read.
 
     Raises:
       UserError: Two manifests have different ids for a class, or different classes for an id.
     """
     known: dict[str, tuple[str, dict[str, int]]] = {}
     nameless = collections.defaultdict(list)
+    notes = []
     for name in names:
         columns = _label_columns(name, rules)
-        by_column = _read_classes(name, columns)
+        by_column = _read_classes(name, columns, notes)
         for task in tasks:
             column = LABEL_PREFIX + task
             ids = by_column.get(column)
@@ -55,7 +59,7 @@ def compare_manifests(
                     f"{cure}"
                 )
             known[task] = first, {**first_ids, **ids}
-    notes = [
+    notes += [
         f"{task}: {names[0]} has no class names, so its class ids cannot be compared with those "
         f"of {known[task][0]}."
         for task, names in nameless.items()
@@ -70,10 +74,14 @@ def _label_columns(name: str, rules: AccessRules) -> list[str]:
     return list(manifest_lib.read_manifest([name], rules).labels)
 
 
-def _read_classes(name: str, columns: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Returns the class ids by name of the label columns of a manifest that have class names."""
+def _read_classes(name: str, columns: Sequence[str], notes: list[str]) -> dict[str, dict[str, int]]:
+    """Returns the class ids by name of the label columns of a manifest that have class names.
+
+    Adds a note if they are remote and cannot be read.
+    """
     if video_io.is_remote(name):
-        return {}
+        ids = _read_remote(name, notes)
+        return {} if ids is None else {column_of_names(columns): ids}
     if spec := _read_world(name):
         return {
             LABEL_PREFIX + task: {label: number for number, label in enumerate(labels)}
@@ -81,6 +89,28 @@ def _read_classes(name: str, columns: Sequence[str]) -> dict[str, dict[str, int]
         }
     ids = columns_lib.read_manifest_classes(name)
     return {} if ids is None else {column_of_names(columns): ids}
+
+
+def _read_remote(name: str, notes: list[str]) -> dict[str, int] | None:
+    """Reads the class ids by name next to a remote manifest; None if there are none."""
+    address = name.removesuffix(".csv") + columns_lib.CLASS_NAMES_SUFFIX
+    try:
+        with files_lib.open_remote(address) as file:
+            content = file.read(columns_lib.MAX_NAMES_BYTES + 1)
+        if len(content) > columns_lib.MAX_NAMES_BYTES:
+            raise ValueError(f"it has more than {columns_lib.MAX_NAMES_BYTES:,} bytes")
+        return columns_lib.parse_class_names(content, is_json=True)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"{sanitize.redact_urls(address)} cannot be read ({error}): index the list again, or "
+            "remove the file"
+        ) from error
+    except OSError as error:  # some servers refuse access to files that do not exist
+        note = f"The class names {address} cannot be read ({summarize_error(error)})"
+        notes.append(f"{sanitize.redact_urls(note)}, so the class ids cannot be compared.")
+        return None
 
 
 def _read_world(name: str) -> WorldSpec | None:
@@ -91,7 +121,7 @@ def _read_world(name: str) -> WorldSpec | None:
     if split not in SPLITS:
         return None
     try:
-        return files.read_spec(folder, split)
+        return world_files.read_spec(folder, split)
     except (UserError, OSError):  # no world
         return None
 

@@ -243,16 +243,21 @@ def class_names_path(manifest: str | os.PathLike) -> Path:
 
 
 def read_class_names(path: str | os.PathLike) -> dict[str, int]:
-    """Reads class names: a JSON object of ids by name, a JSON list, or one name per line.
+    """Reads a file of class names; raises OSError, or ValueError as in `parse_class_names`."""
+    content = regular_file.read_bytes(path, MAX_NAMES_BYTES)
+    return parse_class_names(content, is_json=os.fspath(path).endswith(".json"))
+
+
+def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, int]:
+    """Parses class names: a JSON object of ids by name, a JSON list, or one name per line.
 
     Raises:
-      OSError: The file cannot be read.
-      ValueError: The format of the file is not one of these, two names have the same id, or an id
-        is not a class, or a name has more than `MAX_NAME` characters.
+      ValueError: The format is not one of these, two names have the same id, or an id is not a
+        class, or a name has more than `MAX_NAME` characters.
     """
-    text = regular_file.read_bytes(path, MAX_NAMES_BYTES).decode("utf-8-sig")
+    text = content.decode("utf-8-sig")
     try:
-        content = json.loads(text) if os.fspath(path).endswith(".json") else text.split("\n")
+        content = json.loads(text) if is_json else text.split("\n")
         if isinstance(content, dict):
             content = {str(name): int(number) for name, number in content.items()}
         "".join(content).encode()
@@ -271,9 +276,7 @@ def read_class_names(path: str | os.PathLike) -> dict[str, int]:
             raise ValueError(f"a number is not between 0 and {MAX_CLASS}")
         return names
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError(
-            "it must contain a JSON object that maps names to numbers, or a list of names"
-        )
+        raise ValueError("it must map names to integers, or list names")
     stripped = [name.strip() for name in content]
     return {name: number for number, name in enumerate(filter(None, stripped))}
 

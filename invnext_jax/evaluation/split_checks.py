@@ -104,8 +104,9 @@ def compare_splits(config: Any, tasks: Sequence[str], evaluators: Sequence[str])
       UserError: the manifests number their classes differently.
     """
     class_names, notes = check_class_names(config, tasks)
+    rules = AccessRules.from_config(config.data)
     train, val = (
-        manifest_lib.read_manifest(config[f"{split}_manifest"]) for split in ("train", "val")
+        manifest_lib.read_manifest(config[f"{split}_manifest"], rules) for split in ("train", "val")
     )
     for column in sorted(train.labels.keys() ^ val.labels.keys()):
         if (
@@ -162,7 +163,8 @@ def check_class_names(
       UserError: two manifests have different ids for a class, or different classes for an id.
     """
     splits = map(manifest_lib.list_manifests, (config.train_manifest, config.val_manifest))
-    return compare_manifests(list(itertools.chain.from_iterable(splits)), tasks)
+    rules = AccessRules.from_config(config.data)
+    return compare_manifests(list(itertools.chain.from_iterable(splits)), tasks, rules)
 
 
 def _explain_unseen(evaluators: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from invnext_jax.data import copies, manifest, shards
+from configs import common
+from invnext_jax.data import copies, files, manifest, shards
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks
 from invnext_jax.synthetic_world.files import write_world
@@ -36,7 +37,7 @@ def write(folder, name, rows, columns="path,source,label_x"):
 
 def get_config(train, val, same_manifest=False):
     paths = {"train_manifest": train, "val_manifest": val, "same_manifest": same_manifest}
-    return ml_collections.ConfigDict({**paths, "tasks": ()})
+    return ml_collections.ConfigDict({**paths, "tasks": (), "data": common.data()})
 
 
 def test_labels_of_one_manifest_only_are_noted(folder):
@@ -170,6 +171,31 @@ def test_manifests_that_number_classes_differently_are_refused(
     else:
         names, notes = split_checks.check_class_names(get_config(train, val), ("x",))
         assert names == {"x": {**train_ids, **val_ids}} and not notes
+
+
+def test_class_names_of_remote_manifests_are_compared(folder, monkeypatch):
+    names = [f"file://{write(folder, name, [f'{folder}/0.mp4,s,0'])}" for name in "tv"]
+    config = get_config(*names)
+    assert split_checks.check_class_names(config, ("x",)) == ({}, [])
+    (folder / "t.classes.json").write_text('{"abseiling": 0}')
+    _, (note,) = split_checks.check_class_names(config, ("x",))
+    assert "v.csv has no class names" in note
+    (folder / "v.classes.json").write_text('{"archery": 0}')
+    with pytest.raises(UserError, match="number 0 is 'abseiling' in one and 'archery'"):
+        split_checks.check_class_names(config, ("x",))
+    (folder / "v.classes.json").write_text('{"archery": -1}')
+    with pytest.raises(UserError, match="file:///.*v.classes.json cannot be read .a number is not"):
+        split_checks.check_class_names(config, ("x",))
+    open_remote = files.open_remote
+
+    def forbid(name):
+        if name.endswith("v.classes.json"):
+            raise PermissionError("403")
+        return open_remote(name)
+
+    monkeypatch.setattr(files, "open_remote", forbid)
+    _, notes = split_checks.check_class_names(config, ("x",))
+    assert "v.classes.json cannot be read (PermissionError: 403)" in notes[0]
 
 
 @pytest.mark.parametrize("is_written", [False, True])
