@@ -3,11 +3,9 @@
 The clips are read once, before the first step, and stay in host memory. The features are the mean
 tokens of the encoder that is being trained. Each clip is classified by its nearest neighbors among
 the other clips (leave-one-out). Without labels, each video is divided into two halves, and the task
-is to retrieve the other half of the same video. The effective rank of the features shows whether
-they collapse.
+is to retrieve the other half of the same video. A low rank of the features indicates a collapse.
 
-Shape key: b clips of a batch, n clips, t frames, h w pixels, c classes or channels, d width,
-k neighbors.
+Shape key: r parts of a video, b clips of a batch, n clips, t frames, h w c pixels, d width.
 """
 
 import functools
@@ -22,7 +20,7 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import pipeline
+from invnext_jax.data import pipeline, sources
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.class_names import compare_manifests
 from invnext_jax.data.copies import COPIES_SECONDS, find_copies
@@ -220,7 +218,7 @@ def _open_videos(
     if len(files) > 1:
         compare_manifests(files, [*labels], AccessRules.from_config(config.data))
     if evaluated is not None:
-        _log_copies(config, manifest, rows, training)
+        _log_videos(config, manifest, rows, training)
     return manifest, rows, labels
 
 
@@ -263,10 +261,12 @@ def _select_rows(config: Any, manifest: Manifest) -> tuple[np.ndarray, dict[str,
     return rows, labels or {RETRIEVAL: np.repeat(np.arange(len(rows), dtype=np.int32), 2)}
 
 
-def _log_copies(config: Any, manifest: Manifest, rows: np.ndarray, training: Manifest) -> None:
-    """Logs how many of the evaluated rows of `config.eval.manifest` are training videos."""
+def _log_videos(config: Any, manifest: Manifest, rows: np.ndarray, training: Manifest) -> None:
+    """Logs small worlds in `config.eval.manifest`, and its rows that are training videos."""
     if jax.process_index() != 0:
         return
+    for sentence in sources.describe_worlds(config.data, manifest):
+        log_on_process_0(sentence)
     trained = training_rows(training, config.data.held_out)
     if copies := find_copies(training, manifest, trained, rows, seconds=COPIES_SECONDS):
         log_on_process_0(

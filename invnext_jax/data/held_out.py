@@ -14,7 +14,8 @@ def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
     """Returns the rows that are held out, in ascending order.
 
     Whole files are drawn at random until there are at least `count` rows, so that no file has
-    segments on both sides, even if its name has several spellings. The draw depends only on the
+    segments on both sides, even if its name has several spellings. For records of shards, these are
+    the files from which the records were made (the column `original`). The draw depends only on the
     text of the manifest, not on the files or the seed of the run, so that it is the same on all
     hosts and in resumed runs.
 
@@ -25,14 +26,17 @@ def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
     Raises:
       UserError: more than half of the rows would be held out.
     """
-    videos = list(zip(manifest.paths, manifest.record.tolist(), strict=True))
+    originals = manifest.original.tolist()
+    names = zip(originals, manifest.paths, manifest.record.tolist(), strict=True)
+    videos = [original or (path, record) for original, path, record in names]
     numbers = {video: number for number, video in enumerate(dict.fromkeys(videos))}
     video_n = np.fromiter((numbers[video] for video in videos), np.int64, len(videos))
     order_v = np.random.default_rng(0).permutation(len(numbers))
     rows_v = np.bincount(video_n, minlength=len(numbers))[order_v]
     drawn = np.searchsorted(np.cumsum(rows_v), count) + 1
     is_drawn_n = np.isin(video_n, order_v[:drawn])
-    keys = list(name_rows(manifest))
+    named = zip(originals, name_rows(manifest), strict=True)
+    keys = [original or key for original, key in named]
     drawn_keys = {keys[row] for row in np.flatnonzero(is_drawn_n)}
     rows = np.array([row for row, key in enumerate(keys) if key in drawn_keys])
     if 2 * len(rows) > len(manifest):

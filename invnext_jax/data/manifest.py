@@ -28,6 +28,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
 NO_RECORD = -1
+_ARRAYS = ("start", "end", "record", "original")
 csv.field_size_limit(2**31 - 1)  # some captions exceed the default of 131,072 characters
 NOT_MANIFESTS = tuple(f".{name}.csv" for name in ("quarantine", "duplicates", "damaged", "similar"))
 
@@ -72,6 +73,7 @@ class Manifest:
       end: End in seconds, float64 [rows]; NaN is the end.
       labels: Class ids, int32 [rows] for each `label_<task>` column.
       record: Position of each video in its shard, int64 [rows]; -1 if the path is a video file.
+      original: Hash of the file that each record was made from, int64 [rows]; 0 if unknown.
     """
 
     file: str
@@ -81,6 +83,7 @@ class Manifest:
     end: np.ndarray
     labels: dict[str, np.ndarray]
     record: np.ndarray
+    original: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -232,31 +235,29 @@ def _make_world_rows(name: str) -> Manifest:
         end=np.full(world.videos, np.nan),
         labels={LABEL_PREFIX + task: values for task, values in labels.items()},
         record=np.full(world.videos, NO_RECORD),
+        original=np.zeros(world.videos, np.int64),
     )
 
 
 def _concatenate(names: str, parts: Sequence[Manifest]) -> Manifest:
     tasks = dict.fromkeys(task for part in parts for task in part.labels)
     absent = [np.full(len(part), -1, np.int32) for part in parts]
+    labels = {
+        task: [part.labels.get(task, none) for part, none in zip(parts, absent, strict=True)]
+        for task in tasks
+    }
     return Manifest(
         file=names,
         paths=[path for part in parts for path in part.paths],
         sources=[source for part in parts for source in part.sources],
-        start=np.concatenate([part.start for part in parts]),
-        end=np.concatenate([part.end for part in parts]),
-        labels={
-            task: np.concatenate(
-                [part.labels.get(task, none) for part, none in zip(parts, absent, strict=True)]
-            )
-            for task in tasks
-        },
-        record=np.concatenate([part.record for part in parts]),
+        labels={task: np.concatenate(values) for task, values in labels.items()},
+        **{name: np.concatenate([vars(part)[name] for part in parts]) for name in _ARRAYS},
     )
 
 
 def _read_rows(path: str, rows: Any, columns: list[str], rules: AccessRules) -> Manifest:
     folder = video_io.folder_of(path)
-    paths, sources, records, interned = [], [], [], {}
+    paths, sources, records, original, interned = [], [], [], [], {}
     times = {"start": [], "end": []}
     labels = {name: [] for name in columns if name.startswith(LABEL_PREFIX)}
     for cells in filter(None, rows):
@@ -278,6 +279,7 @@ def _read_rows(path: str, rows: Any, columns: list[str], rules: AccessRules) -> 
                 f"{video_io.folder_of(video)}"
             )
         records.append(record)
+        original.append(shards.hash_name(row.get("original")) if record != NO_RECORD else 0)
         source = row["source"]
         if source not in interned and any("\ud800" <= letter <= "\udfff" for letter in source):
             raise UserError(f"{line}: the source {source!a} is not UTF-8: save the file as UTF-8")
@@ -294,4 +296,5 @@ def _read_rows(path: str, rows: Any, columns: list[str], rules: AccessRules) -> 
         end=np.array(times["end"], np.float64),
         labels={name: np.array(values, np.int32) for name, values in labels.items()},
         record=np.array(records, np.int64),
+        original=np.array(original, np.int64),
     )

@@ -5,6 +5,7 @@ A record is a `tf.train.Example`, as written by TFDS. The longest bytes value in
 
 import errno
 import functools
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ _IMPORT_LOCK = threading.Lock()
 def name_video(path: str, record: int | None) -> str:
     """Returns the name of a video for messages and lists, without secrets from its URL."""
     return sanitize.redact_urls(path) if record is None else f"{path}#{record}"
+
+
+def hash_name(name: str | None) -> int:
+    """Returns a 64-bit hash of the name of a file, or 0 for no name."""
+    digest = hashlib.blake2b((name or "").encode(errors="surrogateescape"), digest_size=8)
+    return int.from_bytes(digest.digest(), signed=True) if name else 0
 
 
 def read_video(path: str, record: int) -> bytes:

@@ -15,7 +15,7 @@ import ml_collections
 
 from invnext_jax.checkpointing import run_metadata, video_digests
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import pipeline, video_io
+from invnext_jax.data import pipeline, sources, video_io
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
@@ -153,9 +153,11 @@ class EvaluationData:
         return source.rows * math.prod(source.clip_shape)
 
     def describe_videos(self) -> list[str]:
-        """Returns sentences about videos that could not be read, and about square videos."""
+        """Returns sentences about unreadable videos, small worlds, and square videos."""
         notes = []
         for split, words in SPLITS.items():
+            if split in self._read:
+                notes += sources.describe_worlds(self.config.data, self._read[split])
             if rows := sorted(self.unreadable[split]):
                 manifest = self._read_manifest(split)
                 examples = ", ".join(ascii(manifest[row].name) for row in rows[:EXAMPLES])

@@ -30,6 +30,8 @@ from invnext_jax.training import recipe as recipe_lib
 from invnext_jax.weights import export
 
 _WEIGHTS = ("predictor.weights", "teacher.weights")
+# Options of the evaluation during a training, whose metrics may be columns of the table.
+_ONLINE_EVALUATION = ("eval.every_steps", "eval.videos", "eval.neighbors")
 
 
 def hash_step(step: StepConfig, source_hash: str = "") -> str:
@@ -92,7 +94,11 @@ def _resolved_fields(step: StepConfig) -> dict[str, Any]:
         fields.pop("data.root")
         return fields
     config, _ = recipe_lib.resolve_config(step.config, step.training_videos())
-    fields = run_metadata.result_fields(run_metadata.config_to_json(config))
+    options = run_metadata.config_to_json(config)
+    fields = run_metadata.result_fields(options)
+    if config.eval.every_steps:
+        flat = run_metadata.flatten(options)
+        fields |= {name: flat[name] for name in _ONLINE_EVALUATION}
     return {n: v for n, v in fields.items() if n not in recipe_lib.SOURCES.values()}
 
 

@@ -39,6 +39,17 @@ def test_rows_of_a_shard_are_different_videos(manifest):
     assert len(held_out.held_out_rows(shard, 7)) == 7
 
 
+def test_segments_of_a_file_in_a_shard_are_on_the_same_side(tmp_path):
+    lines = [f"shard,{n},a,/videos/{n // 4}.mp4" for n in range(40)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,record,source,original", *lines]) + "\n")
+    (tmp_path / "other.csv").write_text("path,source\nx.mp4,a\ny.mp4,a\n")
+    for names in ("m.csv", "m.csv,other.csv"):
+        read = read_manifest(",".join(str(tmp_path / name) for name in names.split(",")))
+        rows = set(held_out.held_out_rows(read, 7).tolist())
+        assert len(rows) >= 7
+        assert all({4 * (n // 4) + k for k in range(4)} <= rows for n in rows if n < 40)
+
+
 def test_at_most_half_of_the_videos_can_be_held_out(manifest):
     assert len(held_out.held_out_rows(manifest, 20)) == 20
     with pytest.raises(UserError, match="held_out=21 would .* 22 of 40 .* for example to 10"):

@@ -61,6 +61,19 @@ def test_rendered_worlds_are_not_in_the_folder_of_the_data_set():
     assert config.val_manifest == "gs://a/val.csv"
 
 
+def test_worlds_smaller_than_the_clips_are_noted():
+    config = probe_config.get_config("tiny")
+    worlds = {f"{split}_manifest": f"world:simple/{split}?videos=4" for split in ("train", "val")}
+    config.update(worlds)
+    config.data.workers = 0
+    for size, count in ((32, 0), (64, 2)):
+        resolved = evaluation_data.resolve(config, make_blind(size=size, frames=8))
+        dataset = evaluation_data.EvaluationData(resolved, ("shape",))
+        assert dataset.describe_videos() == []  # no manifest was read
+        dataset.videos("train"), dataset.videos("val")
+        assert sum("repeated or enlarged" in note for note in dataset.describe_videos()) == count
+
+
 def test_encoder_runs_once_for_pooled_features_and_tokens(tmp_path, monkeypatch):
     encoder = make_blind(size=16, frames=2)
     config = resolve(

@@ -79,6 +79,15 @@ def test_labels_of_a_single_class_are_noted(config, tmp_path, capsys):
     )
 
 
+def test_a_world_smaller_than_the_clips_is_noted(config, capsys):
+    config = config.copy_and_resolve_references()
+    read_labels(config)
+    assert "repeated or enlarged" not in capsys.readouterr().out
+    config.eval.manifest = "world:simple/val?videos=20&size=16&frames=2"
+    read_labels(config)
+    assert "frames=2 has 2 frames of 16 x 16 pixels, which are rep" in capsys.readouterr().out
+
+
 def test_half_of_an_unlabeled_video_retrieves_the_other_half(config, tmp_path):
     """The color of a clip does not change, so that even random weights find the other half."""
     write_world(WorldSpec(size=16, frames=8, split="val"), tmp_path, 20, progress=False)

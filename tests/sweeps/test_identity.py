@@ -117,6 +117,18 @@ def test_videos_of_online_evaluations_count_if_they_are_used(tmp_path):
     assert make_hash(first, 0) == make_hash(other, 0) == hash_training(train)
 
 
+def test_options_of_online_evaluations_count_if_they_are_used(tmp_path):
+    data = write_data(tmp_path / "data")
+    unused = {"eval__neighbors": 3, "log__every_steps": 7}
+    assert hash_training(data) == hash_training(data, **unused)
+    used = {"eval__every_steps": 10, "eval__manifest": str(data / "val.csv")}
+    first = hash_training(data, **used)
+    assert first == hash_training(data, **used, log__every_steps=7)
+    for changes in ({"neighbors": 3}, {"videos": 8}, {"every_steps": 20}):
+        options = used | {f"eval__{name}": value for name, value in changes.items()}
+        assert hash_training(data, **options) != first
+
+
 def test_manifests_of_an_evaluator_count_by_content(tmp_path):
     data = write_data(tmp_path / "data")
     own = {f"anticipation__{split}_manifest": f"own/{split}.csv" for split in ("train", "val")}

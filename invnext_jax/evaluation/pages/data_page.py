@@ -36,6 +36,7 @@ from invnext_jax.models.patches import clip_grid
 from invnext_jax.objectives import masks
 from invnext_jax.stages import image_teacher, registry
 from invnext_jax.stages.pixel_sampling import visible_grid
+from invnext_jax.training.step import select_microbatch
 
 TEMPLATE = "show_data.html"
 MAX_QUARANTINE_BYTES = 2**28  # maximum size of a list of excluded files
@@ -123,12 +124,16 @@ def sample_clips(
             row_b = np.concatenate([one["index"] for one in batch])[:count]
             key = jax.random.fold_in(root_key, step)
             grid = clip_grid(video_bthwc, config.encoder.patch)
-            keeps = jax.device_get(sample_visible(frozen, video_bthwc, key))
-            masks_btyx = [visible_grid(keep_bk, grid) for keep_bk in keeps]
+            # Every microbatch has a key of its own; see `select_microbatch`.
+            masks_b = [[] for _ in row_b]
+            for index in range(min(config.accumulate, count)):
+                microbatch_key = select_microbatch({}, key, index, config.accumulate)[1]
+                part_bthwc = video_bthwc[index :: config.accumulate]
+                for keep_bk in jax.device_get(sample_visible(frozen, part_bthwc, microbatch_key)):
+                    for i, mask_tyx in enumerate(visible_grid(keep_bk, grid)):
+                        masks_b[index + i * config.accumulate].append(mask_tyx)
             for i, row in enumerate(row_b):
-                yield ShownClip(
-                    video_bthwc[i], int(row), step, [mask_btyx[i] for mask_btyx in masks_btyx]
-                )
+                yield ShownClip(video_bthwc[i], int(row), step, masks_b[i])
     finally:
         if hasattr(iterator, "close"):  # stops the workers
             iterator.close()

@@ -19,6 +19,7 @@ from invnext_jax.evaluation.pages import data_page
 from invnext_jax.models.patches import clip_grid, normalize
 from invnext_jax.stages.pixel_sampling import visible_grid
 from invnext_jax.stages.registry import STAGES
+from invnext_jax.training.step import select_microbatch
 
 stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
@@ -54,7 +55,10 @@ def run_batches(config, count):
 
 
 def step_masks(config, frozen, batch, step):
-    """Returns the masks of a training step for a complete batch, [b t y x] each."""
+    """Returns the masks of a training step for a complete batch, [b t y x] each.
+
+    With gradient accumulation, the masks of each microbatch are drawn with its key.
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     stage = {"stage1": stage1, "stage2": stage2}[config.stage]
 
@@ -63,20 +67,30 @@ def step_masks(config, frozen, batch, step):
         samples = stage.apply_teacher(config, frozen, normalize(video_bthwc), key)[1]
         return [sample.keep_bk for sample in samples]
 
-    grid = clip_grid(batch["video"], config.encoder.patch)
-    found = draw(frozen, batch["video"], key)
-    return [visible_grid(np.asarray(keep_bk), grid) for keep_bk in found]
+    grid, found = clip_grid(batch["video"], config.encoder.patch), {}
+    for index in range(config.accumulate):
+        part, part_key = select_microbatch(
+            {"video": batch["video"], "row": np.arange(config.batch_size)},
+            key,
+            index,
+            config.accumulate,
+        )
+        masks = [np.asarray(keep_bk) for keep_bk in draw(frozen, part["video"], part_key)]
+        parts = zip(*(visible_grid(keep_bk, grid) for keep_bk in masks), strict=True)
+        found |= dict(zip(np.asarray(part["row"]).tolist(), parts, strict=True))
+    return list(map(np.stack, zip(*(found[row] for row in sorted(found)), strict=True)))
 
 
 @pytest.mark.parametrize(
-    ("stage", "kind"),
+    ("stage", "kind", "accumulate"),
     [
-        *(("stage1", "semantic"), ("stage1", "tube"), ("stage1", "random")),
-        *(("stage2", "multi_block"), ("stage2", "semantic")),
+        *(("stage1", "semantic", 1), ("stage1", "tube", 4), ("stage1", "random", 1)),
+        *(("stage2", "multi_block", 4), ("stage2", "semantic", 1)),
     ],
 )
-def test_clips_and_masks_are_those_of_the_first_steps(stage, kind, folder):
+def test_clips_and_masks_are_those_of_the_first_steps(stage, kind, accumulate, folder):
     config = get_config(stage, folder, kind=kind)
+    config.accumulate = accumulate
     frozen = stage1.init_frozen(stage1_config.get_config("tiny"), None)
     shown = list(data_page.sample_clips(config, 12, pipeline.BadVideoTracker()))
     assert [clip.step for clip in shown] == [0] * 8 + [1] * 4
