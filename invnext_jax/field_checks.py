@@ -22,7 +22,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Returns whether a value is text that a page can have; JSON can contain single surrogates."""
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
@@ -61,11 +61,11 @@ def object_of(check: Check, words: str) -> Check:
 
 def text(low: int, high: int) -> Check:
     """Returns a check of the number of characters of a string."""
-    test = lambda value: _is_text(value) and low <= len(value) <= high  # noqa: E731
+    test = lambda value: is_text(value) and low <= len(value) <= high  # noqa: E731
     return test, f"a string of {low} to {high} characters"
 
 
-TEXT, NAME = (_is_text, "a string of Unicode characters"), text(1, MAX_NAME)
+TEXT, NAME = (is_text, "a string of Unicode characters"), text(1, MAX_NAME)
 COUNT = (_is_count, "an integer that is at least 0")
 NUMBER = (is_number, "a finite number")
 OBJECT = (_is_object, "an object")

@@ -1,5 +1,6 @@
 """Finds the same videos in two manifests, or twice in one, by their names and contents."""
 
+import bisect
 import collections
 import hashlib
 import math
@@ -140,19 +141,41 @@ def _match(
     for row, key in train_keys.items():
         if key in wanted:
             by_key[key].append(row)
+    indexes = {key: _TimeIndex(train, rows) for key, rows in by_key.items()}
     found = {}
     for row, key in val_keys.items():
-        others = (other for other in by_key.get(key, ()) if _overlap(train, other, val, row))
-        if (other := next(others, None)) is not None:
+        if key in indexes and (other := indexes[key].find(*_read_times(val, row))) is not None:
             found[row] = other
     return found
 
 
-def _overlap(train: Manifest, train_row: int, val: Manifest, val_row: int) -> bool:
-    starts = (part.start[row] for part, row in ((train, train_row), (val, val_row)))
-    ends = (part.end[row] for part, row in ((train, train_row), (val, val_row)))
-    start = max(0.0 if math.isnan(x) else x for x in starts)
-    return start < min(math.inf if math.isnan(x) else x for x in ends)
+def _read_times(part: Manifest, row: int) -> tuple[float, float]:
+    start, end = float(part.start[row]), float(part.end[row])
+    return 0.0 if math.isnan(start) else start, math.inf if math.isnan(end) else end
+
+
+class _TimeIndex:
+    """Finds clips of a video by time.
+
+    Args:
+      part: The manifest.
+      rows: Rows of the clips.
+    """
+
+    def __init__(self, part: Manifest, rows: Iterable[int]):
+        self._starts, self._ends, self._rows = [], [], []
+        for (start, end), row in sorted((_read_times(part, row), row) for row in rows):
+            # Any clip that overlaps one of the others also overlaps an earlier one.
+            if start < end and (not self._ends or end > self._ends[-1]):
+                self._starts.append(start)
+                self._ends.append(end)
+                self._rows.append(row)
+
+    def find(self, start: float, end: float) -> int | None:
+        """Returns the first row that overlaps a clip in time."""
+        place = bisect.bisect_right(self._ends, start)  # starts and ends are ascending
+        is_found = place < len(self._rows) and max(start, self._starts[place]) < end
+        return self._rows[place] if is_found else None
 
 
 def _sizes(part: Manifest, rows: Iterable[int], deadline: float) -> dict[int, Any]:

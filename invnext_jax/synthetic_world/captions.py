@@ -104,6 +104,11 @@ def _tasks(template: str, classes: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 def _fill(template: str, level: str, labels: Mapping[str, int]) -> Caption:
     classes = WorldSpec(level=level).classes
+    if missing := [task for task in _tasks(template, classes) if task not in labels]:
+        raise UserError(
+            f"there is no label of the {missing[0]}, which captions of the level {level!r} of the "
+            f"world mention: add the column label_{missing[0]} to the manifest"
+        )
     attributes = {task: int(labels[task]) for task in _tasks(template, classes)}
     words = {}
     for task, value in attributes.items():

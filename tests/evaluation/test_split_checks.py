@@ -96,6 +96,34 @@ def test_parts_of_a_video_are_copies_if_they_overlap(folder):
     assert found == {2: 0, 3: 1, 4: 0}
 
 
+def test_many_parts_of_a_video_are_compared_in_linear_time(folder):
+    columns, rows = "path,source,label_x,start,end", range(20_000)
+    train = write(folder, "t", [f"1.mp4,s,0,{n},{n + 0.4}" for n in rows], columns)
+    val = write(folder, "v", [f"1.mp4,s,0,{n + 0.5},{n + 0.9}" for n in rows], columns)
+    parts = [manifest.read_manifest(name) for name in (train, val)]
+    assert copies.find_copies(*parts) == {}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_search_by_time_equals_a_comparison_of_all_pairs(folder, seed):
+    rng, columns = np.random.default_rng(seed), "path,source,label_x,start,end"
+    times = rng.integers(0, 30, (2, 12, 2))
+    names = [
+        write(folder, name, [f"1.mp4,s,0,{a},{b + 1}" for a, b in np.sort(part)], columns)
+        for name, part in zip("tv", times, strict=True)
+    ]
+    train, val = map(manifest.read_manifest, names)
+    expected = {
+        v
+        for v, (start, end) in enumerate(zip(val.start, val.end, strict=True))
+        if (np.maximum(train.start, start) < np.minimum(train.end, end)).any()
+    }
+    found = copies.find_copies(train, val)
+    assert found.keys() == expected
+    for v, t in found.items():
+        assert max(train.start[t], val.start[v]) < min(train.end[t], val.end[v])
+
+
 def test_copies_in_shards_and_worlds_are_found(folder, monkeypatch):
     content = {("a", 0): b"one", ("a", 1): b"two", ("b", 0): b"two", ("b", 1): b"three"}
     monkeypatch.setattr(shards, "read_video", lambda path, record: content[path[-1], record])

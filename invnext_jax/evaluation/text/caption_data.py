@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invnext_jax import regular_file
 from invnext_jax.checkpointing import video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks
+from invnext_jax.evaluation.text import scores
 from invnext_jax.evaluation.truth import captions as captions_lib
 from invnext_jax.evaluation.truth.captions import Captions, Choices
 from invnext_jax.synthetic_world import captions as world_captions
@@ -64,6 +66,8 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
             f"{config.train_manifest} has no captions: set config.text.train_captions to a JSON "
             f"file of them, or name it like the manifest, with {SUFFIX}"
         )
+    if val is not None:
+        scores.check_pairs(val)
     level = _find_level(manifests[1])
     choices = {}
     if level:
@@ -98,6 +102,9 @@ def hash_files(config: Any) -> str:
     """Returns a hash of the files of captions, of choices and of the text tower.
 
     For files of the text tower, the size and the first and last 64 KiB are hashed.
+
+    Raises:
+      UserError: a file of captions or choices is too large or not a regular file.
     """
     digest = hashlib.sha256()
     folder = Path(config.text.encoder)
@@ -109,8 +116,12 @@ def hash_files(config: Any) -> str:
     beside = [_file_beside(config[f"{split}_manifest"]) for split in ("train", "val")]
     for path in map(Path, filter(None, named + beside)):
         if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            try:
+                with regular_file.open_binary(path, captions_lib.MAX_BYTES) as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"{path} cannot be read ({reason}): use another file") from error
     return digest.hexdigest()
 
 

@@ -17,6 +17,7 @@ from invnext_jax.evaluation.truth import baselines
 from invnext_jax.evaluation.truth.captions import Captions, Choices
 from invnext_jax.evaluation.video_scores import VideoScores
 
+MAX_PAIRS = 2**29  # of captions and videos; their scores need about 10 GB
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors [j d]
 
 
@@ -50,6 +51,16 @@ def classify(
     return _share_row(scores, make_row, task=task, metric="top1", classes=len(prompts))
 
 
+def check_pairs(captions: Captions) -> None:
+    """Raises `UserError` if there are too many captions and videos for `retrieve`."""
+    count, videos = len(captions.row_j), len(np.unique(captions.row_j))
+    if count * videos > MAX_PAIRS:
+        raise UserError(
+            f"retrieval compares {count} captions with {videos} videos, more than {MAX_PAIRS} "
+            "pairs: use fewer held-out videos or captions"
+        )
+
+
 def retrieve(
     video_bd: np.ndarray,
     index_b: np.ndarray,
@@ -72,6 +83,7 @@ def retrieve(
     used_j = np.flatnonzero(np.isin(captions.row_j, index_b))
     if not len(used_j):
         raise UserError("no readable held-out video has a caption: check config.text.val_captions")
+    check_pairs(captions)
     rows_j, group_j = captions.row_j[used_j], captions.group_j[used_j]
     described_b = np.isin(index_b, rows_j)
     video_bd, index_b = video_bd[described_b], index_b[described_b]

@@ -101,7 +101,10 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
 
 
 def make_text_encoder(texts: Sequence[str], seed: int) -> TextEncoder:
-    """Makes a small text encoder with random parameters, whose vocabulary is that of `texts`."""
+    """Makes a small text encoder with random parameters.
+
+    Its vocabulary is that of `texts`, with at most `tokenizers.MAX_VOCABULARY` words.
+    """
     longest = max(len(split_words(text)) for text in texts)
     tokenizer = WordTokenizer(texts, min(max(1, longest), MAX_WORDS))
     tower = TextTower(words=tokenizer.words, length=tokenizer.length, **SMALL)

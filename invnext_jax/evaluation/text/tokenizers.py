@@ -7,6 +7,7 @@ damaged files.
 Shape key: j captions, n tokens.
 """
 
+import collections
 import dataclasses
 import functools
 import importlib.util
@@ -29,6 +30,8 @@ FILE, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_to
 ADVICE = "download the tokenizer of the model again"
 TEXTS_PER_CALL = 4096
 SECONDS = 300.0  # time limit for these texts, and for reading the files before the first ones
+MAX_VOCABULARY = 2**16  # words of `WordTokenizer`
+MAX_COUNTED = 2**20  # words that are counted at a time
 _WORD = re.compile(r"\w+")
 
 
@@ -52,12 +55,12 @@ class WordTokenizer:
     """Tokenizer of lower-case words. Token 0 is padding, and 1 is any word not in the vocabulary.
 
     Args:
-      texts: texts whose words are the vocabulary.
+      texts: texts whose words are the vocabulary; only the most frequent `MAX_VOCABULARY` are kept.
       length: maximum number of words of a caption.
     """
 
     def __init__(self, texts: Sequence[str], length: int):
-        found = sorted({word for text in texts for word in split_words(text)})
+        found = sorted(_count_words(texts))
         self._ids = {word: number for number, word in enumerate(found, start=2)}
         self.length, self.words = length, len(found) + 2
 
@@ -65,6 +68,19 @@ class WordTokenizer:
         """See `Tokenizer`."""
         rows = [[self._ids.get(word, 1) for word in split_words(text)] for text in texts]
         return pad_rows(rows, self.length, 0), sum(len(row) > self.length for row in rows)
+
+
+def _count_words(texts: Sequence[str]) -> list[str]:
+    """Returns the most frequent words. Words with the same count are kept in order of appearance.
+
+    The counts are exact for up to `MAX_COUNTED` words.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        counts.update(split_words(text))
+        if len(counts) > MAX_COUNTED:  # keeps the memory limited
+            counts = collections.Counter(dict(counts.most_common(MAX_VOCABULARY)))
+    return [word for word, _ in counts.most_common(MAX_VOCABULARY)]
 
 
 def split_words(text: str) -> list[str]:

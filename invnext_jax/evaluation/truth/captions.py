@@ -26,6 +26,7 @@ from invnext_jax.data import video_io
 from invnext_jax.data.manifest import LABEL_PREFIX, Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.truth import SkippedEntries
+from invnext_jax.field_checks import is_text
 from invnext_jax.synthetic_world import captions as world_captions
 from invnext_jax.synthetic_world import files, urls
 from invnext_jax.synthetic_world.spec import WorldSpec
@@ -108,7 +109,7 @@ def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
 
     def parse(entry: dict[str, Any]) -> tuple[list[str], int]:
         texts, answer = _check_texts(entry["caption"]), entry["answer"]
-        if not isinstance(answer, int) or not 0 <= answer < len(texts):
+        if type(answer) is not int or not 0 <= answer < len(texts):
             raise ValueError(f"the answer {answer!r} is not one of {len(texts)} candidates")
         return texts, answer
 
@@ -167,8 +168,7 @@ def _world_labels(manifest: Manifest, row: int) -> dict[str, int]:
 
 def is_world_clip(path: str) -> bool:
     """Returns whether a video is a clip of a synthetic world, rendered or read from a file."""
-    folders = Path(path).parents
-    return video_io.is_world(path) or (len(folders) > 1 and (folders[1] / "spec.json").is_file())
+    return video_io.is_world(path) or os.path.isfile(Path(path).parent.parent / "spec.json")
 
 
 def find_level(path: str) -> str:
@@ -179,7 +179,7 @@ def find_level(path: str) -> str:
     """
     if video_io.is_world(path):
         return _level_of_url(path.rpartition("#")[0])
-    return _level_of_folder(Path(path).parents[1])
+    return _level_of_folder(Path(path).parent.parent)
 
 
 @functools.lru_cache(maxsize=16)
@@ -189,7 +189,7 @@ def _level_of_url(name: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _level_of_folder(folder: Path) -> str:
-    if not (folder / "spec.json").is_file():
+    if not os.path.isfile(folder / "spec.json"):
         raise UserError(
             f"{folder} is not a world that launch/make_world.py wrote: it has no spec.json"
         )
@@ -204,7 +204,7 @@ def _make_captions(texts: list[str], row_j: np.ndarray, skipped: int) -> Caption
 def _check_texts(texts: Any) -> list[str]:
     if not isinstance(texts, list) or not texts:
         raise ValueError("the caption is neither text nor a list of texts")
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    if not all(is_text(text) and text.strip() for text in texts):
         raise ValueError("a caption is empty or not text")
     return texts
 

@@ -6,6 +6,7 @@ Shape key: t frames, k objects, n points, h w pixels.
 """
 
 import io
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ ARRAYS = ("depth", "boxes", "visible", "ids")
 # NumPy parses the headers of arrays with `ast`, which is not thread-safe in Python 3.11
 # (python/cpython#106905).
 _READ_LOCK = threading.Lock()
+MAX_DIGITS = 18  # of the number of a clip
 MAX_BYTES = 2**30  # maximum size of a ground-truth file, before and after decompression
 
 
@@ -134,13 +136,14 @@ class WorldTruth:
         path = Path(record.path)
         folder = str(path.parent)
         if folder not in self._specs:
-            if not (path.parents[1] / "gt" / path.parent.name).is_dir():
+            world = path.parent.parent
+            if not os.path.isdir(world / "gt" / path.parent.name):
                 raise UserError(
-                    f"{path} has no ground truth in {path.parents[1] / 'gt'}: use a world that "
+                    f"{path} has no ground truth in {world / 'gt'}: use a world that "
                     "launch/make_world.py wrote, or a world: URL"
                 )
-            self._specs[folder] = files.read_spec(path.parents[1], path.parent.name)
-        if not path.stem.isdecimal():
+            self._specs[folder] = files.read_spec(world, path.parent.name)
+        if not path.stem.isdecimal() or len(path.stem) > MAX_DIGITS:
             raise UserError(f"{path} is not a clip of a world: its name is not a number")
         return _Location(self._specs[folder], int(path.stem), find_file(path))
 

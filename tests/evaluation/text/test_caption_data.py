@@ -57,6 +57,20 @@ def test_hash_depends_on_the_contents_of_all_files(config, tmp_path):
     assert len({first, second, caption_data.hash_files(config)}) == 3
 
 
+def test_large_files_are_refused_before_they_are_hashed(config, tmp_path):
+    with open(tmp_path / "val.captions.jsonl", "wb") as file:
+        file.truncate(2**31)  # sparse
+    with pytest.raises(UserError, match=r"val.captions.jsonl cannot be read \(Larger than"):
+        caption_data.hash_files(config)
+
+
+def test_too_many_pairs_for_retrieval_are_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_data.scores, "MAX_PAIRS", 5)
+    write(tmp_path / "val.captions.jsonl", [("val0", ["a", "b"]), ("val1", "c")])
+    with pytest.raises(UserError, match="3 captions with 2 videos, more than 5 pairs"):
+        caption_data.read_texts(config, ("class",))
+
+
 def test_class_without_a_name_is_refused(config, tmp_path):
     (tmp_path / "val.csv").write_text("path,source,label_class\nval0.mp4,x,4\n")
     with pytest.raises(UserError, match="class 2 of label_class has no name"):

@@ -82,6 +82,15 @@ def test_words_are_numbered_and_unknown_ones_share_a_number():
     assert words_jn[0, 3] == 0 and words_jn[1, 2] == 1 and cut == 1
 
 
+def test_the_most_frequent_words_are_the_vocabulary(monkeypatch):
+    monkeypatch.setattr(tokenizers, "MAX_VOCABULARY", 2)
+    for limit in (4, 2**20):
+        monkeypatch.setattr(tokenizers, "MAX_COUNTED", limit)
+        tokenizer = WordTokenizer(["a dog", "a cat", "a dog", "one two three", "four"], 2)
+        assert tokenizer.words == 2 + 2
+        np.testing.assert_array_equal(tokenizer.tokenize(["a dog", "cat"])[0], [[2, 3], [1, 0]])
+
+
 def test_missing_or_damaged_files_are_refused(clip_folder, monkeypatch):
     path, settings = clip_folder / "tokenizer.json", clip_folder / "tokenizer_config.json"
     text, good = path.read_text(), settings.read_text()

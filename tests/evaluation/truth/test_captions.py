@@ -64,11 +64,12 @@ def test_multiple_choice(tmp_path, manifest):
         {"video": "b", "caption": ["x", "y", "z"], "answer": 2},
         {"video": "a", "caption": ["x", "y"], "answer": 2},
         {"video": "a", "caption": ["x", "y"], "answer": "x"},
+        {"video": "a", "caption": ["x", "y"], "answer": True},
         {"video": "a", "caption": ["x", "y"], "answer": 0},
     ]
     found = captions.read_choices(write(tmp_path, entries), manifest)
     assert found.row_b.tolist() == [1, 0] and found.answer_b.tolist() == [2, 0]
-    assert found.candidates == [["x", "y", "z"], ["x", "y"]] and found.skipped == 2
+    assert found.candidates == [["x", "y", "z"], ["x", "y"]] and found.skipped == 3
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,7 @@ def test_multiple_choice(tmp_path, manifest):
         {"video": "a", "caption": []},
         {"video": "a", "caption": ["fine", None]},
         {"video": "a", "caption": 7},
+        {"video": "a", "caption": "a \ud800 dog"},
     ],
 )
 def test_damaged_entries_are_skipped(tmp_path, manifest, entry):
@@ -179,3 +181,16 @@ def test_choices_of_a_world_differ_in_one_attribute():
 def test_other_videos_have_no_captions_of_a_world(manifest):
     with pytest.raises(UserError, match="not a world"):
         captions.describe_world(manifest)
+    for path in ("/x.mp4", f"/{'b' * 300}/c/a.mp4"):
+        assert not captions.is_world_clip(path)
+        with pytest.raises(UserError, match="not a world"):
+            captions.find_level(path)
+
+
+def test_captions_of_a_world_need_its_labels(tmp_path):
+    write_world(WorldSpec(size=16, frames=2), tmp_path, 1, progress=False)
+    (tmp_path / "a.csv").write_text("path,source\ntrain/000000.mp4,w\n")
+    found = manifest_lib.read_manifest(str(tmp_path / "a.csv"))
+    for describe in (captions.describe_world, captions.make_world_choices):
+        with pytest.raises(UserError, match="add the column label_shape to the manifest"):
+            describe(found)

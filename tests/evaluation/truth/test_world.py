@@ -141,6 +141,9 @@ def test_names_and_sizes_of_a_written_world_are_checked(tmp_path):
     manifest.write_text(manifest.read_text().replace("000000", "clip"))
     with pytest.raises(UserError, match="its name is not a number"):
         WorldTruth(str(manifest), load)
+    manifest.write_text(manifest.read_text().replace("clip", "1" * 200))
+    with pytest.raises(UserError, match="its name is not a number"):
+        WorldTruth(str(manifest), load)
     path = tmp_path / "spec.json"
     spec = json.loads(path.read_text())
     for change in ({"size": 10**9}, {"frames": 8.5}, {"seed": "1"}, {"frames": float("nan")}):
@@ -173,5 +176,9 @@ def test_a_manifest_without_truth_is_refused(tmp_path):
     load = LoadClip.from_config(data_config())
     with pytest.raises(UserError, match="no ground truth"):
         WorldTruth(str(manifest), load)
+    for name in ("/x.mp4", f"/{'b' * 300}/c/1.mp4"):
+        (tmp_path / "other.csv").write_text(f"path,source\n{name},w\n")
+        with pytest.raises(UserError, match="no ground truth"):
+            WorldTruth(str(tmp_path / "other.csv"), load)
     with pytest.raises(UserError, match="objects"):
         WorldTruth(f"{NAME},world:simple/val?videos=2", load)
