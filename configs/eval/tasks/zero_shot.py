@@ -21,7 +21,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         {
             # Folder of a SigLIP, SigLIP 2 or CLIP model in the format of transformers, with its
             # tokenizer.json. "": a small text tower with random parameters for the words of the
-            # captions, which needs train_text.
+            # captions (the 65,536 most frequent ones), which needs train_text.
             "encoder": "",
             # Whether the text tower is also trained. The video encoder is always frozen.
             "train_text": False,
