@@ -265,7 +265,7 @@ def _log_videos(config: Any, manifest: Manifest, rows: np.ndarray, training: Man
     """Logs small worlds in `config.eval.manifest`, and its rows that are training videos."""
     if jax.process_index() != 0:
         return
-    for sentence in sources.describe_worlds(config.data, manifest):
+    for sentence in sources.describe_worlds(config.data, manifest.file):
         log_on_process_0(sentence)
     trained = training_rows(training, config.data.held_out)
     if copies := find_copies(training, manifest, trained, rows, seconds=COPIES_SECONDS):

@@ -76,10 +76,15 @@ def describe_options(data_config: Config, source: str) -> str:
     return f"{sampling}, {options['crop']}, {'flip' if options['flip'] else 'no flip'}"
 
 
-def describe_worlds(data_config: Config, manifest: Manifest) -> list[str]:
-    """Returns a sentence for each rendered world with fewer frames or pixels than a clip."""
+def describe_worlds(data_config: Config, manifests: str) -> list[str]:
+    """Returns a sentence for each rendered world with fewer frames or pixels than a clip.
+
+    Args:
+      data_config: `config.data`, with the sizes of a clip.
+      manifests: names of the manifests, separated by commas.
+    """
     sentences, clip = [], (data_config["frames"], data_config["size"])
-    for name in filter(video_io.is_world, split_names(manifest.file)):
+    for name in filter(video_io.is_world, split_names(manifests)):
         spec = urls.parse(name).spec
         if spec.frames < clip[0] or spec.size < clip[1]:
             sentences.append(

@@ -221,7 +221,7 @@ class TrainDataset:
                 f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same path, "
                 "record, start and end) and count as separate videos in the epochs"
             )
-        return "\n".join([table, *sources.describe_worlds(self._config, self.manifest)])
+        return "\n".join([table, *sources.describe_worlds(self._config, self.manifest.file)])
 
     def unused_options(self) -> dict[str, str]:
         """Returns the options of `config.data` that affect no video, with the reason."""

@@ -156,8 +156,7 @@ class EvaluationData:
         """Returns sentences about unreadable videos, small worlds, and square videos."""
         notes = []
         for split, words in SPLITS.items():
-            if split in self._read:
-                notes += sources.describe_worlds(self.config.data, self._read[split])
+            notes += sources.describe_worlds(self.config.data, self.manifests[split])
             if rows := sorted(self.unreadable[split]):
                 manifest = self._read_manifest(split)
                 examples = ", ".join(ascii(manifest[row].name) for row in rows[:EXAMPLES])

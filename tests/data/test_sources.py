@@ -87,7 +87,7 @@ def test_rendered_worlds_that_are_smaller_than_a_clip_are_noted(frames, size, no
     manifest = manifest_lib.read_manifest([*names, str(tmp_path / "list.csv")])
     config = make_config()
     config.update(frames=frames, size=size)
-    found = sources.describe_worlds(config, manifest)
+    found = sources.describe_worlds(config, manifest.file)
     assert len(found) == noted
     for name, sentence in zip(names, found, strict=False):
         assert sentence.startswith(f"{name} has 8 frames of 32 x 32 pixels")
