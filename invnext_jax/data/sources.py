@@ -77,12 +77,7 @@ def describe_options(data_config: Config, source: str) -> str:
 
 
 def describe_worlds(data_config: Config, manifests: str) -> list[str]:
-    """Returns a sentence for each rendered world with fewer frames or pixels than a clip.
-
-    Args:
-      data_config: `config.data`, with the sizes of a clip.
-      manifests: names of the manifests, separated by commas.
-    """
+    """Returns a sentence for each world in `manifests` with fewer frames or pixels than a clip."""
     sentences, clip = [], (data_config["frames"], data_config["size"])
     for name in filter(video_io.is_world, split_names(manifests)):
         spec = urls.parse(name).spec
