@@ -143,6 +143,8 @@ def _evaluate(
     )
     if has_manifests:
         split_checks.check_different(config)
+    else:
+        config = evaluation_data.drop_manifests(config)
     dataset = open_data(config, tasks)
     digests = [*dataset.digests.values(), *dataset.video_digests.values()]
     data_key = [_options_of_rows(config), *digests, encoder.record]

@@ -204,6 +204,13 @@ def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigD
     return ml_collections.FrozenConfigDict(config)
 
 
+def drop_manifests(config: Any) -> ml_collections.FrozenConfigDict:
+    """Returns a config of data sets without manifests, whose default manifests need not exist."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.train_manifest = config.val_manifest = config.data.manifest = ""
+    return ml_collections.FrozenConfigDict(config)
+
+
 def _has_manifests(section: Any) -> bool:
     return isinstance(section, ml_collections.ConfigDict) and "train_manifest" in section
 

@@ -90,7 +90,9 @@ def _run_task(function, task: tuple, memory: mmap.mmap) -> messages.Answer:
         return messages.encode_result(function(*task), memory)
     except MemoryError:
         os._exit(1)
-    except Exception:  # re-raised by the parent
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # re-raised by the parent; panics of Rust extensions are no `Exception`
         return messages.encode_error(traceback.format_exc())
 
 

@@ -98,6 +98,7 @@ class FailingSampler:
 
     hangs: bool
     size: int = 16
+    frames: int = 8
 
     def sample_frames(self, frame_count):
         del frame_count

@@ -78,5 +78,20 @@ def test_types_that_are_not_allowed_are_named(start):
         start(make_complex).call((), 20)
 
 
+def test_panics_of_extensions_are_errors_and_print_no_traceback(start, capfd):
+    """Rust extensions raise exceptions that are not of the type `Exception`."""
+    with pytest.raises(RuntimeError, match="Panic: a pattern"):
+        start(panic).call((), 20)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+class Panic(BaseException):
+    """An exception like that of a Rust extension."""
+
+
+def panic():
+    raise Panic("a pattern")
+
+
 def make_complex():
     return 1j

@@ -18,6 +18,7 @@ from einops import rearrange
 from invnext_jax.models.layers import l2_normalize
 
 MAX_AFFINITIES = 2**26  # similarities that are held in memory at once
+MAX_TOKENS = 2**14  # of a frame; memory and time are quadratic in their number
 FAR = -1e10  # added to the similarity of tokens that are too far away
 
 
@@ -78,9 +79,10 @@ def propagate_labels(
 
 def find_near(grid: tuple[int, int], radius: float) -> np.ndarray:
     """Returns which pairs of tokens are less than `radius` tokens apart, bool [n n]."""
-    rows_n, columns_n = (axis.ravel() for axis in np.indices(grid))
-    distance_nn = np.hypot(rows_n[:, None] - rows_n[None], columns_n[:, None] - columns_n[None])
-    return distance_nn < radius
+    rows, columns = grid
+    offsets = np.arange(1 - rows, rows)[:, None], np.arange(1 - columns, columns)
+    windows = np.lib.stride_tricks.sliding_window_view(np.hypot(*offsets) < radius, grid)
+    return windows[::-1, ::-1].reshape(rows * columns, rows * columns)
 
 
 def _average_neighbors(tokens_nd, keys_cnd, values_cnk, near_nn, options) -> jax.Array:

@@ -5,6 +5,7 @@ d width, k labels.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -14,8 +15,13 @@ from einops import rearrange, repeat
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.dense import first_frame
-from invnext_jax.evaluation.dense.propagation import PropagationOptions, propagate_labels
+from invnext_jax.evaluation.dense.propagation import (
+    MAX_TOKENS,
+    PropagationOptions,
+    propagate_labels,
+)
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
+from invnext_jax.evaluation.truth.truth import BadTruth
 
 LABELS = 4  # the number of labels is padded to a multiple of this to compile fewer programs
 
@@ -58,9 +64,22 @@ class VideoPropagation:
         return self._encoder.patch
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the rows and columns of the tokens of a frame of the given height and width."""
+        """Returns the rows and columns of the tokens of a frame of the given height and width.
+
+        Raises:
+          BadTruth: the frame is smaller than a token, or has more than `MAX_TOKENS` tokens and is
+            not resized.
+        """
         height, width = self._size or size
-        return height // self._encoder.patch, width // self._encoder.patch
+        grid = height // self._encoder.patch, width // self._encoder.patch
+        limit = math.inf if self._size else MAX_TOKENS
+        if not 0 < math.prod(grid) <= limit:
+            raise BadTruth(
+                f"frames of {width} x {height} pixels have {math.prod(grid)} tokens, not 1 to "
+                f"{limit}: set config.label_propagation.height and width",
+                "wrong format",
+            )
+        return grid
 
     def propagate(self, video_thwc: np.ndarray, labels_nk: np.ndarray) -> np.ndarray:
         """Propagates labels.

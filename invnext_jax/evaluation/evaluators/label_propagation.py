@@ -27,7 +27,7 @@ from invnext_jax.evaluation.metrics import segmentation
 from invnext_jax.evaluation.truth import baselines
 from invnext_jax.evaluation.truth.joints import JOINTS
 from invnext_jax.evaluation.truth.masks import list_objects
-from invnext_jax.evaluation.truth.truth import SkippedRows, Truth, TruthBatches
+from invnext_jax.evaluation.truth.truth import BadTruth, SkippedRows, Truth, TruthBatches
 from invnext_jax.evaluation.truth.world import POINTS
 from invnext_jax.monitoring.progress import ProgressMeter
 
@@ -137,11 +137,20 @@ def score_videos(
         for batch in batches if first < n else ():
             row = int(batch["index"][0])
             arrays = {name: x[0] for name, x in batch.items()}
-            found = _score_video(propagation, arrays, skip_last)
+            try:
+                found = _score_video(propagation, arrays, skip_last)
+            except BadTruth as error:
+                batches.skipped.add(row, error)
+                continue
             for name, value in found.items():
                 scores[name][row] = value
             meter.update(row + 1, "propagated")
             timer.save_if_due(row + 1, scores)
+    if len(batches.skipped.reasons) == n:
+        raise UserError(
+            f"{LabelPropagation.name}: none of {n} videos can be used "
+            f"({batches.skipped.first_reason}): use another size or other videos"
+        )
     if first < n:
         timer.save(n, scores)
     return scores, batches.skipped

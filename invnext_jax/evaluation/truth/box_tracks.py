@@ -118,15 +118,19 @@ class BoxTracks:
 class _FixedFrames:
     """Samples the given frames and the centered square; can replace a `ClipSampler`."""
 
-    frames: tuple[int, ...]
+    numbers: tuple[int, ...]
     size: int
 
+    @property
+    def frames(self) -> int:
+        return len(self.numbers)
+
     def sample_frames(self, frame_count: int) -> np.ndarray:
-        if self.frames[-1] >= frame_count:
+        if self.numbers[-1] >= frame_count:
             raise BadVideo(
-                f"it has {frame_count} frames, but frame {self.frames[-1]} has boxes", "truncated"
+                f"it has {frame_count} frames, but frame {self.numbers[-1]} has boxes", "truncated"
             )
-        return np.array(self.frames)[None]
+        return np.array(self.numbers)[None]
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
         return [frame_converter.square_crop(height, width)]

@@ -167,12 +167,14 @@ class _ReadClip:
         """Returns whether a result of the worker has the structure that `__call__` returns."""
         if isinstance(result, BadClip):
             return result.path == record.name
-        video_thwc = result.get("video_thwc") if isinstance(result, dict) else None
-        frames = len(video_thwc) if isinstance(video_thwc, np.ndarray) and video_thwc.ndim else 0
-        forms = {"video_thwc": (np.uint8, (frames, sampler.size, sampler.size, 3))}
-        forms |= {"frame_t": (np.int64, (frames,)), "window": (np.int64, (4,))}
+        forms = {"video_thwc": (np.uint8, (sampler.frames, sampler.size, sampler.size, 3))}
+        forms |= {"frame_t": (np.int64, (sampler.frames,)), "window": (np.int64, (4,))}
         forms |= {"frame_size": (np.int64, (2,))}
-        return are_arrays(result, forms) and bool((result["frame_size"] > 0).all())
+        if not are_arrays(result, forms) or (result["frame_t"] < 0).any():
+            return False
+        window, (height, width) = Window(*result["window"].tolist()), result["frame_size"].tolist()
+        is_inside = 0 <= window.left < window.right <= width
+        return is_inside and 0 <= window.top < window.bottom <= height
 
 
 def read_evaluation_clip(reader: ClipReader, record: VideoRecord, load: LoadClip) -> EvaluationClip:

@@ -14,7 +14,7 @@ from configs.eval.tasks import label_propagation as propagation_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate as evaluate_lib
 from invnext_jax.evaluation import tables
-from invnext_jax.evaluation.dense import first_frame
+from invnext_jax.evaluation.dense import first_frame, video_propagation
 from invnext_jax.evaluation.evaluators import label_propagation
 from invnext_jax.evaluation.evaluators.label_propagation import LabelPropagation
 from invnext_jax.evaluation.feature_store import state_file
@@ -107,8 +107,19 @@ def make_pixel_encoder(patch=8, size=32, frames=4, tubelet=1):
 def layout_config(encoder, data, root, **changes):
     config = propagation_config.get_config("tiny")
     config.controls = False
-    config.label_propagation.update(data=data, root=str(root), height=32, width=32, **changes)
+    changes = {"height": 32, "width": 32} | changes
+    config.label_propagation.update(data=data, root=str(root), **changes)
     return resolve(config, encoder)
+
+
+@pytest.mark.parametrize("side", [0, 4])
+def test_frames_without_tokens_or_with_too_many_are_bad_rows(tmp_path, monkeypatch, side):
+    encoder = make_pixel_encoder(patch=8)
+    monkeypatch.setattr(video_propagation, "MAX_TOKENS", 10)
+    root = write_davis(tmp_path / "davis", spec=dataclasses.replace(SPEC, frames=4))
+    config = layout_config(encoder, "davis", root, height=side, width=side)
+    with pytest.raises(UserError, match=r"none of 2 videos can be used .*pixels have \d+ tokens"):
+        evaluate(encoder, tmp_path, config)
 
 
 def test_davis_layout_is_scored_by_the_official_rules(tmp_path):
@@ -200,7 +211,9 @@ def test_random_encoders_have_no_reference_rows(tmp_path):
 def test_data_sets_without_manifests_are_evaluated_by_the_command(tmp_path, monkeypatch):
     encoder = make_pixel_encoder()
     monkeypatch.setattr(evaluate_lib.pretrained, "load_frozen", lambda *_, **__: encoder)
-    config = propagation_config.get_config("base")
+    config = propagation_config.get_config("tiny")  # whose manifests need not exist
+    config.train_manifest = config.val_manifest = str(tmp_path / "none.csv")
+    config.controls = False
     root = str(write_davis(tmp_path / "davis"))
     config.label_propagation.update(data="davis", root=root, height=32, width=32)
     results = evaluate_lib.evaluate_checkpoint(config, tmp_path / "out")
