@@ -135,7 +135,7 @@ LAYERS = {
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},
         {"reencode", "probing", "frame_hashes", "earliest_overlap"},
-        {"csv_files", "video_flags", "worker_map", "tfds_metadata"},
+        {"csv_files", "video_flags", "worker_map", "tfds_metadata", "shard_files"},
     ],
     "synthetic_world": [
         {"train_teacher"},

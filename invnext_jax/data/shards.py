@@ -86,11 +86,12 @@ def iterate_records(path: str | os.PathLike) -> Iterator[tuple[dict[str, bytes |
       BadVideo: The shard is damaged.
     """
     try:
+        files_lib.check_kind(os.stat(path), path)
         reader = _new_reader(os.fspath(path))
         for record in range(reader.num_records()):
             (data,) = reader.read([record])
             yield _parse(data), data
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise BadVideo(f"{os.fspath(path)}: damaged: {error}", "corrupt") from error
 
 
@@ -101,8 +102,9 @@ def count_records(path: str | os.PathLike) -> int:
       ValueError: The file is not an ArrayRecord file, or is damaged.
     """
     try:
+        files_lib.check_kind(os.stat(path), path)
         return _new_reader(os.fspath(path)).num_records()
-    except (RuntimeError, IndexError) as error:
+    except (OSError, RuntimeError, IndexError) as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 

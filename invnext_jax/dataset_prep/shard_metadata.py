@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -13,15 +15,16 @@ from invnext_jax.data import class_names, video_io
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
+from invnext_jax.dataset_prep.shard_files import read_json, write_text
 from invnext_jax.dataset_prep.shard_writer import (
     DATASET,
     REPORTS,
     ShardPlan,
     ShardReport,
     make_features,
-    write_text,
 )
 from invnext_jax.errors import UserError
+from invnext_jax.field_checks import COUNT, check_fields, list_of
 
 VERSION = "1.0.0"
 
@@ -133,6 +136,26 @@ def _format_manifest(
     return csv_text.format_csv(rows)
 
 
+def _read_lengths(path: epath.Path) -> dict[str, Any]:
+    """Reads the number of records of each shard and the size of a complete split.
+
+    Raises:
+      UserError: The file or its name is damaged.
+    """
+    advice = "remove it, and repeat the command for this split"
+    found = read_json(path, advice)
+    if not isinstance(found, dict) or not is_split(path.name.removesuffix(".done.json")):
+        raise UserError(f"{path} does not describe a split: {advice}")
+    fields = {"lengths": list_of(COUNT, "a list of integers that are at least 0"), "size": COUNT}
+    check_fields(found, fields, f"{path}: ", advice, fields)
+    return found
+
+
+def is_split(name: str) -> bool:
+    """Returns whether a split can have this name."""
+    return re.fullmatch("[a-z][a-z0-9_]*", name) is not None
+
+
 def _write_dataset_info(plan: ShardPlan) -> None:
     """Writes the metadata of all complete splits for `tfds.builder_from_directory`."""
     import tensorflow_datasets as tfds
@@ -152,7 +175,7 @@ def _write_dataset_info(plan: ShardPlan) -> None:
     )
     splits = []
     for path in sorted((out / REPORTS).glob("*.done.json")):
-        lengths, split = json.loads(path.read_text()), path.name.removesuffix(".done.json")
+        lengths, split = _read_lengths(path), path.name.removesuffix(".done.json")
         splits.append(
             tfds.core.SplitInfo(
                 name=split,

@@ -13,7 +13,7 @@ import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS, Encoding, Reencoder
+from invnext_jax.dataset_prep.shard_files import read_json, write_text
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
+from invnext_jax.field_checks import is_number
 from invnext_jax.video.demux import BadVideo
 
 DATASET = "videos"  # name of the TFDS data set
@@ -102,16 +104,16 @@ class ShardReport:
 def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
     """Returns the report on a shard, or None if it is incomplete or does not match the file."""
     try:
-        report = ShardReport(**json.loads(plan.report_path(index).read_text()))
+        report = ShardReport(**read_json(plan.report_path(index)))
         size = plan.shard_path(index).stat().length
         rows = sorted(entry[0] for entry in report.written + report.quarantined)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, UserError):
         return None
     if rows != list(plan.shard_rows(index)) or size != report.size:
         return None
     others = (report.quarantined, report.damaged)
-    are_valid = _are_rows(report.written, 1 + len(VIDEO_COLUMNS))
-    if not are_valid or not all(_are_rows(entries, 3) for entries in others):
+    are_valid = _are_rows(report.written, 1 + len(VIDEO_COLUMNS), is_number)
+    if not are_valid or not all(_are_rows(entries, 3, _is_string) for entries in others):
         return None
     if not video_io.is_remote(plan.out):  # the reader needs a local file
         try:
@@ -211,16 +213,24 @@ def _write_records(
 def _read_damaged(plan: ShardPlan, index: int) -> list[list[Any]]:
     """Returns the damaged videos of an existing shard."""
     try:
-        found = json.loads(plan.damaged_path(index).read_text())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(plan.damaged_path(index))
+    except UserError:
         return []
-    return found if _are_rows(found, 3) else []
+    return found if _are_rows(found, 3, _is_string) else []
 
 
-def _are_rows(entries: Any, width: int) -> bool:
-    """Returns whether a value read from a report is a list of rows with this number of values."""
+def _is_string(value: Any) -> bool:
+    """Returns whether a value is a string, which may contain surrogates as in names of files."""
+    return isinstance(value, str)
+
+
+def _are_rows(entries: Any, width: int, is_valid: Callable[[Any], bool]) -> bool:
+    """Returns whether a value read from a report is a list of rows: an integer and valid values."""
     return isinstance(entries, list) and all(
-        isinstance(entry, list) and len(entry) == width and type(entry[0]) is int
+        isinstance(entry, list)
+        and len(entry) == width
+        and type(entry[0]) is int
+        and all(map(is_valid, entry[1:]))
         for entry in entries
     )
 
@@ -251,10 +261,15 @@ def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list
     try:
         for example, _ in shards.iterate_records(shard):
             kept.append([round(example[name][0], 3) for name in names])
-    except (BadVideo, KeyError):
+    # A damaged record may have no or other values.
+    except (BadVideo, LookupError, TypeError, ValueError, OverflowError):
         return []
     rows = {row for row, *_ in kept}
-    if len(rows) != len(kept) or not rows <= set(plan.shard_rows(index)):
+    if (
+        not _are_rows(kept, len(names), is_number)
+        or len(rows) != len(kept)
+        or not rows <= set(plan.shard_rows(index))
+    ):
         return []
     for _, data in shards.iterate_records(shard):
         writer.write(data)
@@ -272,11 +287,3 @@ def _load_manifest(
             "between machines: use the same file everywhere, then repeat the command"
         )
     return manifest_lib.read_manifest(manifests, access)
-
-
-def write_text(path: epath.Path, text: str) -> None:
-    """Writes a text file, atomically if it is local."""
-    if video_io.is_remote(os.fspath(path)):
-        path.write_text(text)
-    else:
-        atomic_file.write_text(path, text)

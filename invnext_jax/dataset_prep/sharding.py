@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,12 +22,13 @@ from typing import Any
 
 from etils import epath
 
-from invnext_jax import file_lock, json_file
+from invnext_jax import file_lock
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.dataset_prep import shard_metadata, shard_runner
 from invnext_jax.dataset_prep.reencode import Encoding
+from invnext_jax.dataset_prep.shard_files import read_json, write_text
 from invnext_jax.dataset_prep.shard_metadata import ShardSummary
 from invnext_jax.dataset_prep.shard_writer import (
     PARTS,
@@ -36,13 +36,14 @@ from invnext_jax.dataset_prep.shard_writer import (
     ROW_COUNT_SUFFIX,
     ShardPlan,
     read_report,
-    write_text,
 )
 from invnext_jax.errors import UserError
+from invnext_jax.field_checks import COUNT, TEXT, check_fields, integer, list_of
 from invnext_jax.monitoring.progress import ProgressMeter
 
 FORMAT = 1  # increase it when the same settings produce different shards
 ROWS_PER_SHARD, MIN_SHARDS = 256, 16  # defaults
+SETTINGS = "settings.json"
 POLL_SECONDS = 1.0
 
 
@@ -122,7 +123,7 @@ def _check_options(encoding: Encoding, options: ShardingOptions, split: str) -> 
             f"--workers={options.workers} and --seconds={options.timeout} must be above 0, "
             f"--shards={options.shards} at least 0"
         )
-    if not re.fullmatch("[a-z][a-z0-9_]*", split):
+    if not shard_metadata.is_split(split):
         raise UserError(f"--split={split!r} must consist of lower-case letters, digits and _")
     if options.beam:
         shard_runner.check_beam(options.beam)
@@ -165,7 +166,7 @@ def _match_existing(plan: ShardPlan) -> ShardPlan:
     out = epath.Path(plan.out)
     try:
         others = [p.name for p in out.iterdir() if p.name != REPORTS] if out.exists() else []
-        folder, split = (_read_json(path) for path in _settings_paths(plan))
+        folder, split = map(_read_settings, _settings_paths(plan))
     except OSError as error:
         raise UserError(f"--out={plan.out} cannot be read: {error}") from error
     if others and not folder:
@@ -200,7 +201,7 @@ def _match_existing(plan: ShardPlan) -> ShardPlan:
 def _settings_paths(plan: ShardPlan) -> tuple[epath.Path, epath.Path]:
     """Returns the paths of the settings files of the folder and of the split."""
     out = epath.Path(plan.out)
-    return out / "settings.json", out / REPORTS / f"{plan.split}.begun.json"
+    return out / SETTINGS, out / REPORTS / f"{plan.split}.begun.json"
 
 
 def _make_settings(plan: ShardPlan) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -209,8 +210,18 @@ def _make_settings(plan: ShardPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     return folder, {"manifest_sha256": plan.sha256, "rows": plan.rows, "shards": plan.count}
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    return json_file.read_object(path, "specify a new folder") if path.exists() else {}
+def _read_settings(path: epath.Path) -> dict[str, Any]:
+    """Returns the content of a file of settings; {} if it does not exist."""
+    if not path.exists():
+        return {}
+    found, advice = read_json(path), "specify a new folder"
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not contain a JSON object: {advice}")
+    fields = {"labels": list_of(TEXT, "a list of names"), "shards": integer(1, 2**31)}
+    fields |= {"manifest_sha256": TEXT, "rows": COUNT}
+    required = ("labels",) if path.name == SETTINGS else ("manifest_sha256", "rows", "shards")
+    check_fields(found, fields, f"{path}: ", advice, required)
+    return found
 
 
 @contextlib.contextmanager
@@ -219,6 +230,8 @@ def _lock_folder(plan: ShardPlan) -> Iterator[None]:
     out, local = epath.Path(plan.out), not video_io.is_remote(plan.out)
     with contextlib.ExitStack() as stack:
         try:
+            if local and os.path.islink(out / REPORTS):
+                raise UserError(f"{out / REPORTS} is a symbolic link: remove it")
             (out / REPORTS).mkdir(parents=True, exist_ok=True)
             if local:
                 lock = file_lock.open_file(out / REPORTS / "lock", "w")

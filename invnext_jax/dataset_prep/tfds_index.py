@@ -20,7 +20,7 @@ from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import decode, shards
 from invnext_jax.dataset_prep import csv_files, indexing, tfds_metadata
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
-from invnext_jax.dataset_prep.shard_writer import write_text
+from invnext_jax.dataset_prep.shard_files import write_text
 from invnext_jax.dataset_prep.tfds_metadata import Feature
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError

@@ -24,7 +24,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from invnext_jax import atomic_file, json_file
+from invnext_jax import atomic_file, json_file, regular_file
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.synthetic_world import captions as captions_lib
@@ -34,6 +34,7 @@ from invnext_jax.synthetic_world.spec import WorldSpec
 FRAMES_PER_SECOND = 8
 FORMAT = 1  # increase this if a code change produces different clips for the same spec
 SOURCE = "world"
+MAX_MANIFEST_BYTES = 2**30  # a row has about 30 bytes
 # No chroma subsampling and little compression, because shapes are only about a dozen pixels wide.
 PIXEL_FORMAT, CRF = "yuv444p", 10
 CLIPS_PER_TASK = 8  # clips that a worker process writes per task
@@ -68,7 +69,7 @@ def write_world(
     out_dir = Path(out_dir)
     _prepare_folder(spec, out_dir)
     manifest = out_dir / f"{spec.split}.csv"
-    if manifest.exists() and manifest.read_text().count("\n") == videos + 1:
+    if _count_lines(manifest) == videos + 1:
         return manifest
     pending = _pending_clips(spec, out_dir, videos)
     done = videos - len(pending)
@@ -85,16 +86,26 @@ def _prepare_folder(spec: WorldSpec, out_dir: Path) -> None:
     expected |= {"frames": spec.frames, "seed": spec.seed}
     expected |= {name: value for name, value in _options(spec).items() if value is not None}
     path = out_dir / "spec.json"
-    for folder in (out_dir / spec.split, out_dir / "gt" / spec.split):
+    for folder in (out_dir / spec.split, out_dir / "gt", out_dir / "gt" / spec.split):
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a symbolic link: remove it, or use a different folder")
         folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if not os.path.lexists(path):
         atomic_file.write_text(path, json.dumps(expected))
-    existing = json.loads(path.read_text())
+    existing = json_file.read_object(path, "use a different folder or delete it")
     if existing != expected:
         raise UserError(
             f"{out_dir} contains the world {existing}, not {expected}: use a different folder or "
             "delete it"
         )
+
+
+def _count_lines(manifest: Path) -> int:
+    """Returns the number of lines of a finished manifest; 0 if it cannot be read."""
+    try:
+        return regular_file.read_bytes(manifest, MAX_MANIFEST_BYTES).count(b"\n")
+    except OSError:
+        return 0
 
 
 def _options(spec: WorldSpec) -> dict[str, float | None]:

@@ -112,6 +112,38 @@ def test_splits_share_a_folder_and_other_worlds_are_errors(tmp_path):
         write_world(WorldSpec(), tmp_path, 0)
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 10**5, None])
+def test_a_damaged_leftover_spec_is_one_sentence(tmp_path, content):
+    if content is None:
+        os.mkfifo(tmp_path / "spec.json")
+    else:
+        (tmp_path / "spec.json").write_bytes(content)
+    with pytest.raises(UserError, match="spec.json .*: use a different folder") as caught:
+        write_world(WorldSpec(), tmp_path, 1, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_leftover_manifest_is_written_again(tmp_path):
+    spec = WorldSpec(size=16, frames=2)
+    content = write_world(spec, tmp_path, 1, progress=False).read_bytes()
+    path = tmp_path / "train.csv"
+    path.write_bytes(b"\xff\xfe")
+    assert write_world(spec, tmp_path, 1, progress=False).read_bytes() == content
+    path.unlink()
+    os.mkfifo(path)
+    assert write_world(spec, tmp_path, 1, progress=False).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["train", "gt"])
+def test_leftover_links_are_not_followed(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{name} is a symbolic link"):
+        write_world(WorldSpec(size=16, frames=2), tmp_path / "out", 1, progress=False)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_options_of_a_world_are_read_from_its_folder(tmp_path):
     specs = WorldSpec("full", 48, 6, 3, "val"), WorldSpec("anticipation", clutter=2, speed=0.5)
     for number, spec in enumerate(specs):

@@ -1,0 +1,128 @@
+"""Damaged or forged files in the folder of shards of an earlier run."""
+
+import csv
+import json
+import os
+
+import pytest
+
+from invnext_jax.data import shards
+from invnext_jax.dataset_prep import shard_writer, sharding
+from invnext_jax.dataset_prep.reencode import Encoding
+from invnext_jax.errors import UserError
+
+
+def write_in_process(plan, todo, options):
+    """Writes shards in sequence; replaces the threads."""
+    for number in todo:
+        shard_writer.write_shard(plan, number)
+
+
+@pytest.fixture
+def prepare(tmp_path, videos, monkeypatch):
+    """Returns a function that writes one video to one shard in the folder out."""
+    monkeypatch.setattr(sharding, "_write_pending", write_in_process)
+    videos.write(tmp_path / "a.mp4", frames=5, options={"preset": "ultrafast"})
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
+
+    def prepare():
+        options = sharding.ShardingOptions(shards=1, progress=False)
+        arguments = str(tmp_path), str(tmp_path / "out"), "train", Encoding(short_side=48), options
+        return sharding.prepare_shards(*arguments)
+
+    return prepare
+
+
+def test_leftover_reports_that_are_damaged_are_written_again(tmp_path, prepare):
+    prepare()
+    (path,) = (tmp_path / "out/reports").glob("train-*.json")
+    report = json.loads(path.read_text())
+    changes = (
+        {"written": [[0, "x", 1, 1, 1, 1]]},
+        {"written": [], "quarantined": [[0, ["a"], {}]]},
+        {"damaged": [[0, 1, 2]]},
+        {"other": 1},
+    )
+    for content in [*(json.dumps(report | change) for change in changes), "[" * 10**5]:
+        path.write_text(content)
+        assert prepare().written == 1 and json.loads(path.read_text()) == report
+    for name in (path, path.with_name(f"{path.name}.damaged")):
+        name.unlink()
+        os.mkfifo(name)
+    assert prepare().written == 1 and json.loads(path.read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", '{"labels": 3}'),
+        ("reports/train.begun.json", '{"shards": "1"}'),
+        ("reports/train.begun.json", "[]"),
+        ("reports/val.done.json", "{"),
+        ("reports/val.done.json", "{}"),
+        ("reports/val.done.json", '{"lengths": ["1"], "size": 1}'),
+        ("reports/val.done.json", '{"lengths": [1], "size": NaN}'),
+        ("reports/[.done.json", '{"lengths": [1], "size": 1}'),
+        ("reports/val.done.json", None),
+    ],
+)
+def test_leftover_files_that_are_damaged_are_one_sentence(tmp_path, prepare, name, content):
+    prepare()
+    path = tmp_path / "out" / name
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    (tmp_path / "out/train.csv").unlink()
+    with pytest.raises(UserError, match=r"(begun|done|settings).json") as caught:
+        prepare()
+    assert "\n" not in str(caught.value)
+
+
+def test_leftover_links_are_not_followed(tmp_path, prepare):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/reports").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a symbolic link"):
+        prepare()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def change_column(example, **values):
+    example.features.feature["fps"].Clear()
+    for kind, value in values.items():
+        getattr(example.features.feature["fps"], kind).value.extend(value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"float_list": []},
+        {"float_list": [float("nan")]},
+        {"bytes_list": [b"x", b"y"]},
+        {"int64_list": [1]},
+        None,
+    ],
+)
+def test_records_of_a_leftover_shard_are_checked(tmp_path, prepare, values):
+    from array_record.python import array_record_module
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    prepare()
+    (path,) = (tmp_path / "out").glob("*array_record-*")
+    ((_, data),) = shards.iterate_records(path)
+    example = tf_example_pb2.Example.FromString(data)
+    path.unlink()
+    if values is None:
+        os.mkfifo(path)
+    else:
+        change_column(example, **values)
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        writer.write(example.SerializeToString())
+        writer.close()
+    for report in (tmp_path / "out/reports").glob("train-*.json"):
+        report.unlink()
+    assert prepare().written == 1
+    with (tmp_path / "out/train.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["fps"]) == (1 if values == {"int64_list": [1]} else 25)
