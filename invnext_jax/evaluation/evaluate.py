@@ -154,7 +154,7 @@ def _evaluate(
     parts = [data_key, checkpoint_key, code, list(config.evaluators), config.controls]
     key = hash_json([*parts, *predictor_keys.values()])
     if results := results_file.read_cache(folder / RESULTS, key, folder):
-        log_on_process_0(f"{folder / RESULTS} is up to date.")
+        log_on_process_0(results_file.describe_reuse(folder / RESULTS, results))
         if "videos" not in results:  # of an older version; the key contains the same hashes
             results["videos"] = dict(dataset.video_digests)
             results_file.write(folder / RESULTS, results)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from invnext_jax import atomic_file, field_checks
+from invnext_jax.checkpointing.git_hash import read_git_hash
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import nearest_neighbors, video_scores
 from invnext_jax.evaluation.features import TokenStatistics
@@ -244,6 +245,18 @@ def _find_damaged(folder: Path, results: Mapping[str, Any]) -> str:
             return place["file"]
     name = results.get("neighbors")
     return name if name and nearest_neighbors.read_nearest_videos(folder / name) is None else ""
+
+
+def describe_reuse(path: Path, results: Mapping[str, Any]) -> str:
+    """Returns a sentence that says that results are up to date, and which code measured them."""
+    text = f"{path} is up to date."
+    commit, present = results.get("run", {}).get("git"), read_git_hash()
+    if not commit or not present or commit == present:
+        return text
+    return (
+        f"{text} Its values were measured by commit {commit[:12]}, and this is {present[:12]}. If "
+        "the evaluation has changed since then, use another --workdir."
+    )
 
 
 def warn_if_replaced(path: Path, checkpoint: str, key: str) -> None:

@@ -141,6 +141,14 @@ def test_a_note_says_that_results_will_be_replaced(checkpoint, what, tmp_path, c
     assert f"has results {what}, which will be replaced" in capsys.readouterr().out
 
 
+def test_reused_results_name_the_commit_that_measured_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_file, "read_git_hash", lambda: "b" * 40)
+    for commit, is_noted in (("a" * 40, True), ("b" * 40, False), ("", False)):
+        text = results_file.describe_reuse(tmp_path, {"run": {"git": commit}})
+        assert text.startswith(f"{tmp_path} is up to date.")
+        assert ("measured by commit aaaaaaaaaaaa, and this is bbbbbbbbbbbb" in text) == is_noted
+
+
 @pytest.mark.parametrize("name", ["name", "task", "metric", "evaluator"])
 @pytest.mark.parametrize("value", ["", "x" * 501])
 def test_names_are_neither_empty_nor_long(tmp_path, name, value):

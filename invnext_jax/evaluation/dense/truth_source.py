@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from invnext_jax.checkpointing import video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
@@ -45,21 +47,27 @@ def check_source(settings: Any, name: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name}.root is empty: set it to the folder of {settings.data}")
 
 
-def hash_files(settings: Any, config: Any) -> str:
+def hash_files(settings: Any, config: Any, splits: Sequence[str] = SPLITS) -> str:
     """Returns a hash of the local files of the ground truth; "" if there are none.
 
-    Folders of images are not hashed, because they have too many files.
+    Folders of images have too many files. Of them, only the lists of videos and the numbers of
+    their clips are hashed, not the images.
 
     Args:
       settings: see `open_truth`.
       config: see `open_truth`.
+      splits: splits of which the ground truth is used.
+
+    Raises:
+      UserError: see `open_truth`.
     """
     if settings.data == WORLD:
         return hash_world(config)
-    paths = (
-        [_find_boxes(settings.root, split) for split in SPLITS] if settings.data == BOXES else ()
-    )
-    return _hash_paths(paths, config.data.clip_seconds)
+    if settings.data == BOXES:
+        paths = [_find_boxes(settings.root, split) for split in splits]
+        return _hash_paths(paths, config.data.clip_seconds)
+    truths = [open_truth(settings, split, config) for split in splits]
+    return hash_json([[list(t.video_names), np.bincount(t.videos).tolist()] for t in truths])
 
 
 def hash_world(config: Any) -> str:

@@ -52,7 +52,7 @@ class LabelPropagation:
 
     def hash_files(self, config: Any) -> str:
         """Returns a hash of the files of the ground truth; see `truth_source.hash_files`."""
-        return truth_source.hash_files(config.label_propagation, config)
+        return truth_source.hash_files(config.label_propagation, config, ["val"])
 
     def check_config(self, config: Any) -> None:
         """Checks `config.label_propagation`."""
@@ -119,9 +119,9 @@ def score_videos(
 
     Returns:
       "masks" [i y 2], J and F; "objects" [i], their number; "within" [i y], position accuracy;
-      "right" [i y z j], whether points are within `THRESHOLDS`, summed over frames; and "count"
-      [i j], the number of frames in which points are visible. Unreadable videos have zeros.
-      Also the videos that could not be read.
+      "right" [i y z j], whether points are within `THRESHOLDS`, summed over frames; "count" [i j],
+      the number of frames in which points are visible; and "is_read" [i]. Unreadable videos have
+      zeros. Also the videos that could not be read. A repeated command tries to read them again.
     """
     n, y = len(truth), len(METHODS)
     scores = {
@@ -130,11 +130,15 @@ def score_videos(
         "within": np.full((n, y), np.nan),
         "right": np.zeros((n, y, len(THRESHOLDS), points)),
         "count": np.zeros((n, points)),
+        "is_read": np.zeros(n, bool),
     }
-    scores, first = saved.restore(scores) if saved else (scores, 0)
-    timer, batches = SaveTimer(saved), TruthBatches(truth, 1, rows=range(first, n))
-    with ProgressMeter(n, "video", initial=first, quiet=jax.process_index() > 0) as meter:
-        for batch in batches if first < n else ():
+    if saved:
+        scores, _ = saved.restore(scores)
+    rows = np.flatnonzero(~scores["is_read"]).tolist()
+    timer = SaveTimer(saved)
+    batches = TruthBatches(truth, 1, rows=rows, may_be_empty=len(rows) < n)
+    with ProgressMeter(n, "video", initial=n - len(rows), quiet=jax.process_index() > 0) as meter:
+        for batch in batches:
             row = int(batch["index"][0])
             arrays = {name: x[0] for name, x in batch.items()}
             try:
@@ -142,16 +146,17 @@ def score_videos(
             except BadTruth as error:
                 batches.skipped.add(row, error)
                 continue
-            for name, value in found.items():
+            for name, value in {**found, "is_read": True}.items():
                 scores[name][row] = value
-            meter.update(row + 1, "propagated")
-            timer.save_if_due(row + 1, scores)
-    if len(batches.skipped.reasons) == n:
+            done = int(scores["is_read"].sum())
+            meter.update(done, "propagated")
+            timer.save_if_due(done, scores)
+    if not scores["is_read"].any():
         raise UserError(
             f"{LabelPropagation.name}: none of {n} videos can be used "
             f"({batches.skipped.first_reason}): use another size or other videos"
         )
-    if first < n:
+    if rows:
         timer.save(n, scores)
     return scores, batches.skipped
 

@@ -68,6 +68,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
             *learning_curves.find_left_out(runs, protocols),
         ],
         max_classes=paired_differences.MAX_CLASSES,
+        least_videos=paired_differences.LEAST_VIDEOS,
     )
     atomic_file.write_text(out, page)
     return Path(out)
@@ -201,7 +202,8 @@ def _mark_best(found, lines, task: str, form: MetricFormat) -> None:
     """Marks the best encoder of a task, and those that cannot be distinguished from it.
 
     Only encoders with the same videos and options are compared; the largest group of them is used.
-    Encoders with other videos or options are marked as such.
+    Encoders with other videos or options are marked as such, and those whose difference from the
+    best one has no interval as unknown.
     """
     entries = [
         (evaluation, rows[task], line["cells"][task])
@@ -223,3 +225,5 @@ def _mark_best(found, lines, task: str, form: MetricFormat) -> None:
         pair = paired_differences.read_pair(best[:2], entry[:2])
         if interval := paired_differences.find_interval(pair):
             entry[2]["mark"] = "" if interval.excludes_zero else "tied"
+        else:
+            entry[2]["mark"] = "unknown"

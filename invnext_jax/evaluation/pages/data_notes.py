@@ -63,6 +63,13 @@ def _compare(first: Evaluation, other: Evaluation) -> list[str]:
             f"The probes of {other.title} and {first.title} were trained on different videos."
         )
     notes += _compare_options(first, other)
+    commits = [str(e.results.get("run", {}).get("git") or "") for e in (first, other)]
+    if all(commits) and commits[0] != commits[1]:
+        notes.append(
+            f"{first.title} and {other.title} were measured with different versions of the code "
+            f"({commits[0][:12]} and {commits[1][:12]}). To measure them with the same version, "
+            "repeat launch/evaluate.py with new workdirs."
+        )
     clips = [row_options.find_clips(e.results) for e in (first, other)]
     if changed := [name for name in clips[0] if clips[0][name] != clips[1].get(name)]:
         values = ", ".join(f"{name} {clips[0][name]} and {clips[1].get(name)}" for name in changed)

@@ -137,7 +137,9 @@ def _describe_example(example: _Example, uri: str, labels: VideoLabels | None, f
     for number, score in enumerate(example.scores):
         text = ("right" if score else "wrong") if is_share else form.write(score)
         if example.predicted is not None and labels is not None:
-            text = labels.name_class(example.predicted[number])
+            name = labels.name_class(example.predicted[number])
+            # Of several classes that count as predicted, such as five, only the first is stored.
+            text = name if (name == label) == bool(score) else f"{text}; first: {name}"
         answers.append({"text": text, "is_right": bool(score) if is_share else None})
     return {"uri": uri, "label": label, "answers": answers}
 

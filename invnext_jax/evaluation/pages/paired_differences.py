@@ -23,6 +23,8 @@ from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
 from invnext_jax.evaluation.pages import row_options, video_labels
 
 MAX_CLASSES = 20  # maximum number of rows of a table of classes
+# If the differences of at least 6 videos have the same sign by chance, p = 0.03 (sign test).
+LEAST_VIDEOS = 6
 OTHER_OPTIONS = "other options"  # verdict if the options of two rows differ
 # Limits of the time for a page, because results may come from an untrusted source.
 MAX_READ = 2**24  # scores that are read of an evaluation
@@ -166,7 +168,9 @@ def read_pair(first: MeasuredRow, second: MeasuredRow) -> ScorePair | None:
 
 
 def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> Interval | None:
-    """Returns the interval of second - first; None if fewer than two videos have both scores.
+    """Returns the interval of second - first; None if too few videos have both scores.
+
+    The least number of videos is `LEAST_VIDEOS`.
 
     If the scores have classes, the class mean is computed again in each replicate, as for the
     standard errors of the rows.
@@ -187,7 +191,7 @@ def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> 
         interval = paired_difference(values, rows, weights, classes=classes, replicates=replicates)
     except ValueError:  # no video in common
         return None
-    return None if math.isnan(interval.low) or interval.n < 2 else interval
+    return None if math.isnan(interval.low) or interval.n < LEAST_VIDEOS else interval
 
 
 def _select(scores: video_scores.VideoScores, index_b: np.ndarray) -> video_scores.VideoScores:

@@ -140,6 +140,7 @@ class TruthBatches:
         *,
         rows: Sequence[int] | None = None,
         threads: int = 2,
+        may_be_empty: bool = False,
     ):
         """Creates the batches.
 
@@ -149,7 +150,9 @@ class TruthBatches:
           rows: Rows to read, in this order; None reads all rows.
           threads: Number of rows that are read at the same time. Threads suffice because image
               and video decoders release the global interpreter lock.
+          may_be_empty: Whether it is no error if none of the rows can be read.
         """
+        self._may_be_empty = may_be_empty
         self._truth, self._batch_size, self._threads = truth, batch_size, max(1, threads)
         self._rows = range(len(truth)) if rows is None else rows
         self.skipped = SkippedRows()
@@ -164,14 +167,14 @@ class TruthBatches:
         The additional array `index`, int32 [b], contains the row, or -1 for padding.
 
         Raises:
-          UserError: No row can be read.
+          UserError: No row can be read, and `may_be_empty` is not set.
         """
         self.skipped, good = SkippedRows(), 0
         rows = self._load_all()
         while part := list(itertools.islice(rows, self._batch_size)):
             good += len(part)
             yield _stack(part, self._batch_size)
-        if not good:
+        if not good and not self._may_be_empty:
             raise UserError(
                 f"{self._truth.name}: none of {len(self._rows)} clips can be read "
                 f"({self.skipped.first_reason}): restore the files of the data set"

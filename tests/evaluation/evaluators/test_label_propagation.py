@@ -194,6 +194,33 @@ def test_a_killed_evaluation_continues_with_the_next_video(tmp_path, monkeypatch
         np.testing.assert_array_equal(found[key].scores.score_b, row.scores.score_b)
 
 
+def test_a_repeated_evaluation_names_unreadable_videos_again(tmp_path):
+    encoder = make_pixel_encoder()
+    root = write_davis(tmp_path / "davis", sequences=3)
+    damaged = root / "Annotations" / "480p" / "sequence-2" / "00001.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    config = layout_config(encoder, "davis", root)
+    found, notes = [], []
+    for _ in range(2):  # the second one starts from the saved scores
+        inputs = make_inputs(config, encoder, tmp_path / "out")
+        found.append([row.value for row in LabelPropagation().evaluate(inputs, config)])
+        notes.append(inputs.notes.pop_all())
+    assert found[0] == found[1]
+    assert notes[0] == notes[1] and "1 of 3 rows were skipped" in notes[0][0]
+
+
+def test_a_changed_list_of_videos_is_evaluated_again(tmp_path):
+    encoder = make_pixel_encoder()
+    root = write_davis(tmp_path / "davis", sequences=3)
+    config = layout_config(encoder, "davis", root)
+    assert evaluate(encoder, tmp_path / "out", config)["encoder", "j_and_f"].n == 3
+    before = LabelPropagation().hash_files(config)
+    assert before == LabelPropagation().hash_files(config)
+    (root / "ImageSets" / "2017" / "val.txt").write_text("sequence-0\nsequence-2")
+    assert LabelPropagation().hash_files(config) != before
+    assert evaluate(encoder, tmp_path / "out", config)["encoder", "j_and_f"].n == 2
+
+
 def test_every_frame_has_tokens_of_its_own_in_encoders_with_tubelets(tmp_path):
     one, two = make_pixel_encoder(frames=4), make_pixel_encoder(frames=4, tubelet=2)
     values = [

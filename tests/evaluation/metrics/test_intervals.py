@@ -34,13 +34,22 @@ def test_bootstrap_of_a_mean_agrees_with_scipy():
     assert got.high == pytest.approx(other.confidence_interval.high, abs=0.03 * spread)
 
 
-def test_bootstrap_covers_the_true_mean_at_its_level():
+@pytest.mark.parametrize("videos", [6, 13, 60])
+def test_bootstrap_covers_the_true_mean_at_its_level(videos):
     rng = np.random.default_rng(3)
     covered = []
     for seed in range(300):
-        found = intervals.bootstrap_mean(rng.normal(size=60), replicates=400, level=0.9, seed=seed)
+        scores = rng.normal(size=videos)
+        found = intervals.bootstrap_mean(scores, replicates=400, level=0.9, seed=seed)
         covered.append(found.low < 0 < found.high)
     assert abs(np.mean(covered) - 0.9) < 4 * np.sqrt(0.09 / 300)
+
+
+def test_interval_of_a_mean_has_the_width_of_students_interval():
+    scores = np.random.default_rng(5).normal(size=12)
+    found = intervals.bootstrap_mean(scores, replicates=20_000)
+    low, high = stats.t.interval(0.95, 11, scores.mean(), stats.sem(scores))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.06)
 
 
 def test_any_statistic_is_resampled_like_a_mean():

@@ -46,6 +46,16 @@ def test_equal_videos_are_compared_without_a_note(tmp_path):
     assert len(find_differences(pair)) == 1
 
 
+def test_different_versions_of_the_code_are_noted(tmp_path):
+    pair = write_pair(tmp_path, make_videos(), make_videos())
+    for evaluation, commit in zip(pair, ("a" * 40, "b" * 40), strict=True):
+        evaluation.results["run"]["git"] = commit
+    (note,) = data_notes.find_notes(pair)
+    assert "different versions of the code (aaaaaaaaaaaa and bbbbbbbbbbbb)" in note
+    pair[0].results["run"]["git"] = ""
+    assert data_notes.find_notes(pair) == []
+
+
 def test_different_videos_behind_equal_manifests_are_not_compared(tmp_path):
     pair = write_pair(tmp_path, make_videos(), make_videos("other"))
     assert pair[0].results["manifests"] == pair[1].results["manifests"]

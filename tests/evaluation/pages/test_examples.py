@@ -65,6 +65,27 @@ def test_section_has_labels_and_predictions(tmp_path, config):
     assert page.count("data:image/jpeg") == 3 and "Only b is right" in page
 
 
+def test_answers_of_several_classes_are_right_or_wrong(tmp_path, config):
+    """Of the five classes that count as predicted, only the first is stored."""
+    scores = np.ones((2, VIDEOS))
+    scores[1, 5] = 0
+    predicted_b = np.full(VIDEOS, 2)  # the shape of video 5 is another one
+    folders = [
+        add_config(
+            write_evaluation(
+                tmp_path / name, WORLD, score_b, "class_mean_recall@5", predicted=predicted_b
+            ),
+            config,
+        )
+        for name, score_b in zip("ab", scores, strict=True)
+    ]
+    (section,) = examples.make_examples(comparison.read_evaluations(folders))
+    ((video,), _) = (group["videos"] for group in section["groups"])
+    first, second = video["answers"]
+    assert first["text"].startswith("right; first: ") and first["is_right"]
+    assert second["text"] == first["text"].partition(": ")[2] and not second["is_right"]
+
+
 def test_values_are_written_if_scores_are_not_right_or_wrong(tmp_path, config):
     scores = np.full((2, VIDEOS), 0.5)
     scores[1, 4] = 0.25

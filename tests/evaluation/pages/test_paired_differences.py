@@ -9,7 +9,7 @@ from invnext_jax.evaluation.pages import paired_differences, video_labels
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
 from invnext_jax.evaluation.pages.video_labels import VideoLabels
 
-VIDEOS = 10
+VIDEOS = 20
 ROW = {"scores": {"file": "scores.npz", "row": 0}, "evaluator": "knn", "task": "color"}
 
 
@@ -35,6 +35,12 @@ def test_no_scores_are_read_beyond_the_limit(evaluations, monkeypatch, caplog):
     monkeypatch.setattr(paired_differences, "MAX_READ", 2 * VIDEOS)
     assert [read_pair(evaluations) is None for _ in range(5)] == [False, False, False, True, True]
     assert sum("too many scores" in text for text in caplog.messages) == 2  # one per evaluation
+
+
+@pytest.mark.parametrize(("videos", "has_interval"), [(5, False), (6, True)])
+def test_a_difference_of_few_videos_has_no_interval(videos, has_interval, evaluations):
+    interval = paired_differences.find_interval(read_pair(evaluations), np.arange(videos))
+    assert (interval is not None) == has_interval
 
 
 def test_many_videos_are_resampled_less_often(evaluations, monkeypatch):
