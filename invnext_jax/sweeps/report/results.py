@@ -1,6 +1,7 @@
 """Collects the values of the arms of a sweep: one value for each arm, column and seed."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -81,6 +82,8 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
             f"{MAX_CELLS} values: set COLUMNS in the sweep file, or divide the sweep"
         )
     missing = _describe_missing(sweep, states)
+    # Arms may share their jobs.
+    select = functools.cache(lambda t, name: _select(t, columns[t], sweep.jobs[name], rows[name]))
     values: dict[tuple[str, str, str], dict[int | None, Value]] = {}
     metrics: dict[str, str] = {}
     for arm in sweep.arms:
@@ -88,7 +91,7 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
             if column.step not in arm.jobs:
                 continue
             name = arm.jobs[column.step]
-            value = _select(title, column, sweep.jobs[name], rows[name])
+            value = select(title, name)
             if value is None:
                 value = Value(missing=missing[name])
             elif value.row is not None:
