@@ -196,8 +196,9 @@ def _sizes(part: Manifest, rows: Iterable[int], deadline: float) -> dict[int, An
 
 
 def _size(path: str) -> int | None:
+    """Returns the size of a file; None for files that cannot be read or are empty."""
     try:
-        return os.stat(path).st_size
+        return os.stat(path).st_size or None
     except (OSError, ValueError):  # ValueError: the path contains a null character
         return None
 

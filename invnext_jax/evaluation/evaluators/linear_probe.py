@@ -165,7 +165,7 @@ class Logistic:
 
 
 def fit_logistic(
-    x_bd: np.ndarray, labels_b: np.ndarray, inverse_penalty: float, max_iterations: int = 500
+    x_bd: np.ndarray, labels_b: np.ndarray, inverse_penalty: float, max_iterations: int = 1000
 ) -> Logistic:
     """Minimizes C * sum(cross-entropy) + |weights|^2 / 2 by L-BFGS; offsets have no penalty.
 
@@ -193,7 +193,7 @@ def fit_logistic(
         grad_dk = (x_bd.T @ error_bk + decay * weights_dk) * scale_d[:, None]
         return loss, np.concatenate([grad_dk.ravel(), error_bk.sum(axis=0)])
 
-    options = {"maxiter": max_iterations, "gtol": 1e-5, "ftol": 1e-10}
+    options = {"maxiter": max_iterations, "gtol": 1e-6, "ftol": 1e-12}
     # For small products, starting threads takes 20 times as long as the product itself.
     with threadpool_limits(1 if x_bd.size < SMALL else None):
         solution = optimize.minimize(

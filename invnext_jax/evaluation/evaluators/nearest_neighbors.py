@@ -215,19 +215,33 @@ def classify_few_shot(
         labels = train_labels_b[rows], val_labels_b
         results.append(score_predictions(predictions, labels, start=start))
         correct.append(results[-1].correct_b)
-    correct_b = np.mean(correct, axis=0)
-    errors = [mean_standard_error(correct_b)]
-    if draws > 1:
-        errors.append(mean_standard_error(np.array([result.top1 for result in results])))
+    correct_rb = np.array(correct, np.float64)
+    correct_b = correct_rb.mean(axis=0)
     return dataclasses.replace(
         results[-1],
         top1=float(correct_b.mean()),
         # The variance over the held-out videos is unknown if there is only one.
-        standard_error=float(np.linalg.norm(errors)) if len(correct_b) > 1 else None,
+        standard_error=standard_error_of_draws(correct_rb) if len(correct_b) > 1 else None,
         train_top1=float(np.mean([result.train_top1 for result in results])),
         correct_b=correct_b,
         predicted_b=None,
     )
+
+
+def standard_error_of_draws(correct_rb: np.ndarray) -> float:
+    """Computes the standard error of the mean over `r` random draws and `b` random videos.
+
+    The variances of the means over videos and over draws both contain the variance of their
+    interaction, which therefore is subtracted once.
+    """
+    (r, b), mean = correct_rb.shape, correct_rb.mean()
+    of_videos = mean_standard_error(correct_rb.mean(axis=0)) ** 2
+    if r == 1:
+        return float(np.sqrt(of_videos))
+    of_draws = mean_standard_error(correct_rb.mean(axis=1)) ** 2
+    rest_rb = correct_rb - correct_rb.mean(axis=0) - correct_rb.mean(axis=1, keepdims=True) + mean
+    interaction = np.sum(rest_rb**2) / ((r - 1) * (b - 1)) / (r * b)
+    return float(np.sqrt(max(of_videos + of_draws - interaction, of_videos, of_draws)))
 
 
 def draw_shots(labels_b: np.ndarray, shots: int, rng: np.random.Generator) -> np.ndarray:

@@ -213,9 +213,11 @@ def _make_part(found: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray],
             continue
         arrays[kind] = rearrange(value[real], "(b v) ... -> b v ...", v=views)
         if not np.isfinite(arrays[kind]).all():
+            cure = "check the checkpoint"
+            if value.dtype != np.float32:
+                cure += ", or set config.features.dtype='float32'"
             raise UserError(
-                f"the features of row {columns['index'][0]} or the next rows are not finite: "
-                "check the checkpoint, or set config.features.dtype='float32'"
+                f"the features of row {columns['index'][0]} or the next rows are not finite: {cure}"
             )
     return arrays, columns
 

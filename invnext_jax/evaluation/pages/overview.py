@@ -79,10 +79,26 @@ def _rank_value(row: Mapping[str, Any]) -> float:
     return -math.inf if math.isnan(value) else -value if is_error else value
 
 
-def _find_chance(evaluations: Sequence[Evaluation], task: str, protocol: Protocol) -> str:
-    """Returns the chance level of the encoders, as a range if they differ."""
+def _find_reference(evaluations: Sequence[Evaluation], task: str, protocol: Protocol) -> str:
+    """Returns the chance level of the encoders, as a range if they differ.
+
+    Without a chance level, the value is that of the evaluator's best baseline without an encoder.
+    """
+    form = find_format(protocol.metric)
     rows = (evaluation.find_rows(protocol).get(task) for evaluation in evaluations)
-    return table_rows.write_chance(list(filter(None, rows)), find_format(protocol.metric))
+    if chance := table_rows.write_chance(list(filter(None, rows)), form):
+        return chance
+    key = protocol.metric, protocol.evaluator, task
+    found = [
+        row
+        for row in (row for e in evaluations for row in e.results["rows"])
+        if row["name"] in row_names.BASELINES and _rank_value(row) > -math.inf
+        if (row["metric"], row["evaluator"], row["task"]) == key
+    ]
+    if not found:
+        return ""
+    best = max(found, key=_rank_value)
+    return f"{form.write(best['value'])} ({row_names.in_words(best['name'])})"
 
 
 def find_left_out(
@@ -127,10 +143,10 @@ def make_overview(
       found: table of each protocol; see `comparison.make_table`.
 
     Returns:
-      `rows`, each with the `evaluator`, `task`, `metric` and `input` in words, the level of
-      `chance` as text ("" if it is unknown), and `cells`, one for each evaluation (None if it has
-      no value); `counts`, with a `verdict` and the number of rows with this verdict for each
-      evaluation (None without differences); and `left_out`, see `find_left_out`.
+      `rows`, each with the `evaluator`, `task`, `metric` and `input` in words, the chance level or
+      a baseline as text in `reference` ("" if unknown), and `cells`, one for each evaluation (None
+      if it has no value); `counts`, with a `verdict` and the number of rows with this verdict for
+      each evaluation (None without differences); and `left_out`, see `find_left_out`.
     """
     rows, counts, measurements = [], {}, choose_measurements(evaluations)
     for task, protocol in measurements:
@@ -146,7 +162,7 @@ def make_overview(
                 "task": task,
                 "metric": table["metric"],
                 "input": row_names.describe_input(protocol.input),
-                "chance": _find_chance(evaluations, task, protocol),
+                "reference": _find_reference(evaluations, task, protocol),
                 "cells": [cells.get(evaluation.title) for evaluation in evaluations],
             }
         )

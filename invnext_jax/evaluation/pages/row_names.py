@@ -25,13 +25,10 @@ NOTES = {
 }
 # Order of rows from top to bottom: lower baselines, encoders, upper baselines. Rows with other
 # names are placed next to the encoders.
+BASELINES = ("first_frame", "bag_of_frames", "static", "constant", "pixel_mean")
 ORDER = (
     "chance",
-    "first_frame",
-    "bag_of_frames",
-    "static",
-    "constant",
-    "pixel_mean",
+    *BASELINES,
     "random",
     "encoder",
     "supervised",

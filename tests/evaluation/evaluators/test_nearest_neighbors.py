@@ -54,6 +54,22 @@ def test_numbers_of_neighbors_are_those_that_are_used():
     assert found == [(10, "shape"), (8, "color"), (48, "shape")]
 
 
+@pytest.mark.parametrize("interaction", [0.0, 2.0])
+def test_standard_error_over_draws_and_videos_is_that_of_repeated_experiments(interaction):
+    """The mean of b effects of videos, r of draws, and r b of both has a known variance."""
+    rng, (r, b) = np.random.default_rng(0), (5, 40)
+    found = []
+    for _ in range(300):
+        effects = rng.normal(size=b) + 0.5 * rng.normal(size=(r, 1))
+        found.append(
+            nearest_neighbors.standard_error_of_draws(
+                effects + interaction * rng.normal(size=(r, b))
+            )
+        )
+    expected = np.sqrt(1 / b + 0.25 / r + interaction**2 / (r * b))
+    assert np.mean(np.square(found)) == pytest.approx(expected**2, rel=0.15)
+
+
 def test_few_shot_has_no_standard_error_for_one_held_out_video():
     train_x, train_y, val_x, val_y = make_data(2.0)
     options = {"shots": 2, "draws": 3, "k": 10, "temperature": 0.07, "seed": 0}

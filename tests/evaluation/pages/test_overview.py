@@ -60,12 +60,16 @@ def test_each_task_has_the_best_value_of_its_first_metric(evaluations):
     ]
 
 
-def test_chance_is_that_of_the_rows_or_of_the_number_of_classes(tmp_path, manifest):
+def test_references_are_chance_or_the_best_baseline_without_an_encoder(tmp_path, manifest):
     base = {"evaluator": "e", "name": "encoder", "input": "x", "value": 0.5, "n": 2}
     rows = [
         {**base, "metric": "top1", "task": "a", "classes": 8},
         {**base, "metric": "recall_at_5", "task": "b", "chance": 0.05, "classes": 8},
         {**base, "metric": "mean_iou", "task": "c"},
+        {**base, "metric": "abs_rel", "task": "d"},
+        {**base, "metric": "abs_rel", "task": "d", "name": "constant", "value": 0.3},
+        {**base, "metric": "abs_rel", "task": "d", "name": "static", "value": 0.2},
+        {**base, "metric": "abs_rel", "task": "d", "name": "token_truth", "value": 0.0},
     ]
     rows = [{**row, "standard_error": None} for row in rows]
     folders = [write_evaluation(tmp_path / n, manifest, [1, 0], rows=rows) for n in "ab"]
@@ -73,7 +77,8 @@ def test_chance_is_that_of_the_rows_or_of_the_number_of_classes(tmp_path, manife
     protocols = [m.protocol for m in overview.choose_measurements(evaluations)]
     found = {protocol: comparison.make_table(evaluations, protocol) for protocol in protocols}
     table = overview.make_overview(evaluations, found)
-    assert [row["chance"] for row in table["rows"]] == ["12.5", "5.0", ""]
+    references = [row["reference"] for row in table["rows"]]
+    assert references == ["12.5", "5.0", "", "0.200 (static)"]
 
 
 def test_rows_have_a_cell_for_each_encoder_and_counts_of_verdicts(tmp_path, manifest):
