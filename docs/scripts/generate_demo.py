@@ -1,16 +1,14 @@
-"""Writes the results of `make demo` with several seeds into docs/demo.md and README.md.
+"""Writes the results of `make demo` with several seeds into docs/demo.md.
 
     python docs/scripts/generate_demo.py runs/demo0 runs/demo1 runs/demo2
 
 Each folder is the OUT of `make demo` with another SEED. The page has the mean and the standard
-deviation over the seeds. Text between the marks of a section in docs/demo.md and the rows of the
-table in README.md are replaced.
+deviation over the seeds. Text between the marks of a section in docs/demo.md is replaced.
 """
 
 import pathlib
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,7 @@ from invnext_jax.evaluation.metrics import formats
 from invnext_jax.monitoring import metrics_file
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGE, README = ROOT / "docs/demo.md", ROOT / "README.md"
-README_HEAD = "| features | shape | color | motion |\n|---|---|---|---|\n"
-README_ROWS = {
-    "chance": "chance",
-    "bag of frames, pixels": "bag of frames, pixels",
-    "random initialization, linear probe, frame means": "random initialization, frame means",
-    "Stage 1, linear probe, frame means": "**Stage 1**, frame means",
-    "Stage 2, linear probe, frame means": "**Stage 2**, frame means",
-}
+PAGE = ROOT / "docs/demo.md"
 SKIPPED = ", best on val"  # rows that are biased upward
 FORMATS = {form.title: form for form in formats.METRICS.values()}
 Values = dict[str, dict[str, dict[str, list[float]]]]  # title of the table, row, task -> values
@@ -113,37 +103,23 @@ def replace_section(page: str, name: str, text: str) -> str:
     return before + marks[0] + text + marks[1] + rest.split(marks[1])[1]
 
 
-def replace_readme_table(readme: str, rows: Mapping[str, Mapping[str, list[float]]]) -> str:
-    """Replaces the rows of the table in README.md."""
-    title = "top-1, %"
-    lines = [
-        [shown, *(format_values(title, rows[label].get(x)) for x in ("shape", "color", "motion"))]
-        for label, shown in README_ROWS.items()
-    ]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return re.sub(re.escape(README_HEAD) + r"(\|.*\n)+", lambda _: README_HEAD + text, readme)
-
-
 def _read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
     return [record for record in metrics_file.read_metrics(folder) if "loss" in record]
 
 
 def main(folders: Sequence[str]) -> None:
-    """Rewrites the page and the table."""
+    """Rewrites the page."""
     paths = [pathlib.Path(folder) for folder in folders]
-    values = collect_values(paths)
     sections = {
-        "results": make_results(values),
+        "results": make_results(collect_values(paths)),
         "gaps": make_gaps(paths),
         "stage2": make_stage2(paths),
     }
     page = PAGE.read_text()
     for name, text in sections.items():
         page = replace_section(page, name, text)
-    readme = replace_readme_table(README.read_text(), values["top-1, %"])
     PAGE.write_text(page)
-    README.write_text(readme)
-    print(f"Wrote {PAGE} and {README}")
+    print(f"Wrote {PAGE}")
 
 
 if __name__ == "__main__":
