@@ -93,7 +93,7 @@ def _read_classes(name: str, columns: Sequence[str], notes: list[str]) -> dict[s
 
 def _read_remote(name: str, notes: list[str]) -> dict[str, int] | None:
     """Reads the class ids by name next to a remote manifest; None if there are none."""
-    address = name.removesuffix(".csv") + columns_lib.CLASS_NAMES_SUFFIX
+    address = columns_lib.class_names_path(name)
     try:
         with files_lib.open_remote(address) as file:
             content = file.read(columns_lib.MAX_NAMES_BYTES + 1)

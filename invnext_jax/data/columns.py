@@ -11,7 +11,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -237,9 +236,9 @@ def parse_seconds_cell(text: str | None, line: str, column: str) -> float:
     return seconds
 
 
-def class_names_path(manifest: str | os.PathLike) -> Path:
-    """Returns the path of the class names that belong to a manifest."""
-    return Path(os.fspath(manifest).removesuffix(".csv") + CLASS_NAMES_SUFFIX)
+def class_names_path(manifest: str | os.PathLike) -> str:
+    """Returns the path or remote address of the class names that belong to a manifest."""
+    return os.fspath(manifest).removesuffix(".csv") + CLASS_NAMES_SUFFIX
 
 
 def read_class_names(path: str | os.PathLike) -> dict[str, int]:
@@ -288,7 +287,7 @@ def read_manifest_classes(manifest: str | os.PathLike) -> dict[str, int] | None:
       UserError: The file of class names is damaged.
     """
     path = class_names_path(manifest)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         return read_class_names(path)

@@ -238,7 +238,7 @@ def _write_outputs(
     texts[sidecar_path(out, "frames", "jsonl")] = index_files.format_lines(pairs)
     if videos.classes is not None:
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
-        texts[columns_lib.class_names_path(out)] = text
+        texts[Path(columns_lib.class_names_path(out))] = text
     check_overwrite(out, texts[out], overwrite)
     for path, text in reversed(texts.items()):  # the manifest marks a complete run
         write_csv(path, text)

@@ -24,6 +24,7 @@ from invnext_jax.objectives import diffusion, reconstruction
 
 SAMPLING_STEPS = 100
 DRAWS = 8  # samples whose mean is shown
+MAX_PATCHES = 2**12  # masked patches of which it is computed; more would take too long on a CPU
 
 
 class Reconstruction(NamedTuple):
@@ -36,7 +37,8 @@ class Reconstruction(NamedTuple):
       other_bthwc: same as `own_bthwc`, with the same noise but the latents of the next clip in the
         batch.
       mean_bthwc: mean of `DRAWS` samples with different noise, of which `own_bthwc` is the first.
-        None if the decoder is not a diffusion decoder.
+        None if the decoder is not a diffusion decoder, or there are more than `MAX_PATCHES` masked
+        patches.
     """
 
     visible_btyx: np.ndarray
@@ -80,7 +82,7 @@ def reconstruct(
             return denormalize(insert_patch_pixels(clips, masked_bm, patches_np))
 
         other_bthwc = show(sample(jnp.roll(latents_bmd, -1, axis=0)))
-        if not isinstance(model.decoder, DiffusionDecoder):
+        if not isinstance(model.decoder, DiffusionDecoder) or masked_bm.size > MAX_PATCHES:
             return keep_bk, show(sample(latents_bmd)), other_bthwc, None
         # One draw after the other needs no more memory than a single draw.
         draws_snp = jax.lax.map(lambda draw: sample(latents_bmd, draw), jnp.arange(DRAWS))

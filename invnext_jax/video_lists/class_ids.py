@@ -128,7 +128,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     """
     if videos.classes is None or options.classes:
         return videos
-    own, column = columns_lib.class_names_path(out), f"label_{options.task}"
+    own, column = Path(columns_lib.class_names_path(out)), f"label_{options.task}"
     found = {
         os.fspath(file): columns_lib.read_manifest_classes(
             os.fspath(file).removesuffix(columns_lib.CLASS_NAMES_SUFFIX) + ".csv"

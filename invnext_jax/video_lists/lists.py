@@ -159,7 +159,7 @@ def _add_class_names(
         names = columns_lib.class_names_path(path)
         note = f"{names} is not read: set --task to the task of its label column"
         return dataclasses.replace(videos, notes=(*videos.notes, note))
-    file = str(columns_lib.class_names_path(path))
+    file = columns_lib.class_names_path(path)
     ids = {class_ids.normalize(name, file): number for name, number in ids.items()}
     videos = dataclasses.replace(videos, classes=ids, classes_file=file)
     if not options.classes:

@@ -75,6 +75,10 @@ def test_mean_of_samples(trained, clips, monkeypatch):
     alone = pixel_sampling.reconstruct(stage1, get_config(), *trained, clips)
     np.testing.assert_array_equal(alone.mean_bthwc, alone.own_bthwc)
     np.testing.assert_array_equal(alone.own_bthwc, made.own_bthwc)
+    monkeypatch.setattr(pixel_sampling, "MAX_PATCHES", 2)
+    limited = pixel_sampling.reconstruct(stage1, get_config(), *trained, clips)
+    assert limited.mean_bthwc is None
+    np.testing.assert_array_equal(limited.own_bthwc, made.own_bthwc)
 
 
 def test_stage2_masks_are_tubes_of_both_kinds():

@@ -213,8 +213,7 @@ def check_scores(parts: Mapping[str, Any], task: str) -> None:
     for split, part in parts.items():
         if part is None:
             raise UserError(
-                f"the probe cannot be selected or measured, because no such video of the "
-                f"{SPLITS[split]} "
-                f"manifest is readable and has a label_{task}: add videos, or remove the task from "
-                "config.tasks"
+                "the probe cannot be selected or measured, because no such video of the "
+                f"{SPLITS[split]} manifest is readable and has a label_{task}: add videos, or "
+                "remove the task from config.tasks"
             )

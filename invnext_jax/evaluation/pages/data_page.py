@@ -124,7 +124,7 @@ def sample_clips(
             row_b = np.concatenate([one["index"] for one in batch])[:count]
             key = jax.random.fold_in(root_key, step)
             grid = clip_grid(video_bthwc, config.encoder.patch)
-            # Every microbatch has a key of its own; see `select_microbatch`.
+            # Each microbatch has its own key; see `select_microbatch`.
             masks_b = [[] for _ in row_b]
             for index in range(min(config.accumulate, count)):
                 microbatch_key = select_microbatch({}, key, index, config.accumulate)[1]

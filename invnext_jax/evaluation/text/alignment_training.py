@@ -88,7 +88,7 @@ def train(
             rows_b = np.flatnonzero(has_caption)
             clips = ClipBatches(config.data, rows_b, settings.batch_size, 1, seed)
             stack.callback(clips.close)
-            videos, read = int(has_caption.sum()), clips
+            videos, read = len(rows_b), clips
         else:
             features = inputs.features("train", dense=settings.pooling == ATTENTION)
             used_b = np.flatnonzero(has_caption[features.index_b])
