@@ -95,7 +95,10 @@ class Mixture:
             self._rows, self._probabilities = [rows], np.ones(1)
             self.shares = {name: n / self.videos for name, n in self._counts.items()}
             return
-        names = sources.check_weights(weights, self._counts)
+        sources.check_weights(weights, collections.Counter(manifest.sources))
+        # A source may be in the manifest, but not among the rows.
+        weights = [(name, weight) for name, weight in weights if name in self._counts]
+        names = [name for name, _ in weights]
         least = min(weight for _, weight in weights)
         parts = np.array([round(WEIGHT_STEPS * weight / least) for _, weight in weights], object)
         self._rows = _rows_by_source(manifest, names, rows)

@@ -12,7 +12,7 @@ from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 
 # Options of `config.data` that are used only for training with augmentation.
 _AUGMENTATION = {"crop", "crop_scales", "crop_area", "crop_aspect", "jitter", "flip"}
-TRAINING = _AUGMENTATION | {"weights", "held_out", "on_bad", "max_bad_share"}
+TRAINING = _AUGMENTATION | {"weights", "on_bad", "max_bad_share"}
 
 
 def check_overrides(
@@ -75,6 +75,8 @@ def _find_unused_data(
         "set them instead",
         "data.repeats": "each evaluator has its own number of clips: set "
         "config.attentive_probe.repeats for the attentive probe",
+        "data.held_out": "evaluators hold out videos to select a head: set, for example, "
+        "config.attentive_probe.held_out",
     }
     sections = [name for e in running for name in getattr(e, "options", (e.name,))]
     switches = [name for name in sections if _has_augment(config.get(name))]

@@ -107,6 +107,12 @@ def test_copies_of_held_out_videos_are_mentioned(tmp_path):
     assert held_out.describe_copies(read_manifest(tmp_path / "m.csv"), 0) == ""
 
 
+def test_the_rows_of_a_weighted_mixture_may_lack_a_source(manifest):
+    mixture = Mixture(manifest, (("a", 1.0), ("b", 3.0)), 0, range(20))
+    assert mixture.shares == {"a": 1.0} and mixture.videos == 20
+    assert {mixture.get_video(n, 0).index for n in range(40)} == set(range(20))
+
+
 def test_the_log_counts_held_out_videos_that_nothing_evaluates(manifest):
     config = ml_collections.ConfigDict(
         {"data": {"held_out": 7}, "eval": {"every_steps": 0, "manifest": ""}}

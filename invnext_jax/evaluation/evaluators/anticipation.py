@@ -250,7 +250,7 @@ def _train(subject, config, module, classes, held_out, shapes) -> head_training.
             grid=head_training.make_grid(settings.learning_rates, settings.weight_decays),
             training=options,
             name=f"{Anticipation.name}, {subject.name}",
-            saved=subject.state_file("probes", json_settings, list(classes)),
+            saved=subject.state_file("probes", json_settings, list(classes), videos),
             frozen=encoder.params if settings.augment else None,
         )
 

@@ -189,7 +189,7 @@ def _train(inputs, config, module, classes, held_out) -> head_training.TrainedHe
             grid=head_training.make_grid(settings.learning_rates, settings.weight_decays),
             training=options,
             name=f"{AttentiveProbe.name}, {inputs.name}",
-            saved=inputs.state_file(AttentiveProbe.name, json_settings, list(classes)),
+            saved=inputs.state_file(AttentiveProbe.name, json_settings, list(classes), videos),
             frozen=encoder.params if settings.augment else None,
         )
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 CUTOFFS = (1, 5, 10)
-TIE = 1e-6  # relative difference of scores; products of equal vectors differ by their rounding
+TIE = 1e-6  # difference of scores, which are cosines; products of equal vectors differ by rounding
 
 
 class RetrievalScores(NamedTuple):
@@ -40,8 +40,7 @@ def rank_candidates(scores_qc: np.ndarray, is_true_qc: np.ndarray) -> np.ndarray
     """
     scores_qc = np.where(np.isnan(scores_qc), -np.inf, scores_qc)
     best_q = np.where(is_true_qc, scores_qc, -np.inf).max(axis=1)
-    tie_q = best_q - TIE * np.abs(best_q)
-    ahead_q = ((scores_qc >= tie_q[:, None]) & ~is_true_qc).sum(axis=1)
+    ahead_q = ((scores_qc >= best_q[:, None] - TIE) & ~is_true_qc).sum(axis=1)
     return np.where(best_q > -np.inf, ahead_q, scores_qc.shape[1]) + 1
 
 

@@ -82,16 +82,17 @@ def _rank_value(row: Mapping[str, Any]) -> float:
 def _find_reference(evaluations: Sequence[Evaluation], task: str, protocol: Protocol) -> str:
     """Returns the chance level of the encoders, as a range if they differ.
 
-    Without a chance level, the value is that of the evaluator's best baseline without an encoder.
+    Without a chance level, the value is that of the evaluator's best baseline without an encoder,
+    of the encoders that are compared.
     """
     form = find_format(protocol.metric)
-    rows = (evaluation.find_rows(protocol).get(task) for evaluation in evaluations)
-    if chance := table_rows.write_chance(list(filter(None, rows)), form):
+    rows = [(e, row) for e in evaluations if (row := e.find_rows(protocol).get(task))]
+    if chance := table_rows.write_chance([row for _, row in rows], form):
         return chance
     key = protocol.metric, protocol.evaluator, task
     found = [
         row
-        for row in (row for e in evaluations for row in e.results["rows"])
+        for row in (row for e, _ in largest_group(rows) for row in e.results["rows"])
         if row["name"] in row_names.BASELINES and _rank_value(row) > -math.inf
         if (row["metric"], row["evaluator"], row["task"]) == key
     ]

@@ -5,6 +5,7 @@ import oracle_encoder
 import pytest
 
 from configs.eval.tasks import attentive_probe as probe_config
+from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluation_data, inputs
 from invnext_jax.evaluation.evaluators.attentive_probe import AttentiveProbe, count_classes
@@ -108,6 +109,21 @@ def test_a_single_head_is_trained_on_all_videos(augment, config, oracle, tmp_pat
         ("motion", "mean query"),
     ]
     assert "40 of 40 steps" in capsys.readouterr().out  # 4 epochs of 160 videos
+
+
+def test_a_head_on_other_videos_is_trained_from_the_start(config, oracle, tmp_path, capsys):
+    config.attentive_probe.update(learning_rates=(1e-2,), epochs=2.0)
+    subject = make_inputs(config, oracle, tmp_path)
+    AttentiveProbe().evaluate(subject, config)
+    capsys.readouterr()
+    AttentiveProbe().evaluate(make_inputs(config, oracle, tmp_path), config)
+    assert "20 of 20 steps" not in capsys.readouterr().out  # the state is read
+    heads = list((tmp_path / "heads").glob("*.npz"))
+    settings = run_metadata.config_to_json(config)["attentive_probe"]
+    parts = AttentiveProbe.name, settings, ["shape", "motion"]
+    assert len(heads) == 1
+    assert subject.state_file(*parts, 160).find_step() == 20
+    assert subject.state_file(*parts, 144).find_step() == 0
 
 
 def test_batches_of_clips_have_only_the_selected_videos(config):

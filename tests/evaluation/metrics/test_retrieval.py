@@ -60,6 +60,17 @@ def test_scores_that_differ_by_rounding_are_ties():
     np.testing.assert_array_equal(found["text_to_video"].rank_q, [1, 1, 1, 1])
 
 
+def test_equal_vectors_find_nothing():
+    """The rounding of products of unit vectors does not depend on their size."""
+    rng = np.random.default_rng(0)
+    texts, video = rng.normal(size=(101, 384)), rng.normal(size=384)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    videos = np.repeat(video[None] / np.linalg.norm(video), 101, axis=0).astype(np.float32)
+    scores = texts.astype(np.float32) @ videos.T
+    found = retrieval.score_retrieval(scores, np.arange(101))
+    np.testing.assert_array_equal(found["text_to_video"].rank_q, 101)
+
+
 def test_multiple_choice():
     scores = np.array([[0.3, 0.2, -np.inf], [0.3, 0.2, 0.1], [0.2, 0.2, 0.1]])
     np.testing.assert_array_equal(retrieval.choose(scores, np.array([0, 1, 0])), [1, 0, 0])

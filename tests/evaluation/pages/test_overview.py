@@ -81,6 +81,25 @@ def test_references_are_chance_or_the_best_baseline_without_an_encoder(tmp_path,
     assert references == ["12.5", "5.0", "", "0.200 (static)"]
 
 
+def test_baselines_are_those_of_the_compared_videos(tmp_path, manifest):
+    (tmp_path / "other.csv").write_text("path,source,label_shape\n5.mp4,x,0\n6.mp4,x,1\n")
+    base = {"evaluator": "e", "metric": "abs_rel", "task": "d", "input": "x", "n": 2}
+    folders = []
+    for name, value, constant in (("a", 0.2, 0.5), ("b", 0.25, 0.5), ("c", 0.04, 0.05)):
+        rows = [
+            {**base, "name": row, "value": number, "standard_error": None}
+            for row, number in (("encoder", value), ("constant", constant))
+        ]
+        videos = str(tmp_path / "other.csv") if name == "c" else manifest
+        folders.append(write_evaluation(tmp_path / name, videos, [1, 0], rows=rows))
+    evaluations = comparison.read_evaluations(folders)
+    (measurement,) = overview.choose_measurements(evaluations)
+    protocol = measurement.protocol
+    found = {protocol: comparison.make_table(evaluations, protocol)}
+    (row,) = overview.make_overview(evaluations, found)["rows"]
+    assert row["reference"] == "0.500 (constant)"
+
+
 def test_rows_have_a_cell_for_each_encoder_and_counts_of_verdicts(tmp_path, manifest):
     scores = np.arange(60) % 2
     folders = [
