@@ -9,6 +9,10 @@ from invnext_jax.weights.export import ASSETS
 WORLD = "size=48&object_size=0.6&speed=1.2"
 
 
+def test_included_encoder_is_small():
+    assert 0 < sum(p.stat().st_size for p in ASSETS.glob("encoder_*")) < 3e6
+
+
 def test_included_encoder_is_better_than_random_initialization(tmp_path):
     config = linear_probe.get_config("tiny")
     config.update(
