@@ -221,6 +221,10 @@ def defaults() -> ml_collections.ConfigDict:
             # shrunk. "cut": visible tokens are dropped in raster order, as in the released scripts
             # (with 0.196 and 0.08 for `mask.visible`).
             "fit": "scale",
+            # For multi_block: fraction of the frames, from the start of the clip, that can have
+            # visible patches. Later frames are masked completely, as with V-JEPA's option of this
+            # name. Values below 1 change the method.
+            "max_temporal_keep": 1.0,
         }
     )
     # AdamW with linear warm-up and cosine decay.

@@ -77,12 +77,14 @@ def describe_mask(config: Any) -> str:
         jax.ShapeDtypeStruct((1, frames, positions), jnp.float32),
     )
     used = shapes[:1] if config.stage == "stage1" else shapes
-    visible = [keep_bk.shape[1] / frames for keep_bk, _ in used]
-    counts = " and ".join(f"{count:g}" for count in visible)
-    masked = " and ".join(f"{1 - count / positions:.1%}" for count in visible)
+    visible = [keep_bk.shape[1] for keep_bk, _ in used]
+    first = masks.visible_frames(config.mask, frames)
+    counts = " and ".join(f"{count / first:g}" for count in visible)
+    masked = " and ".join(f"{1 - count / (frames * positions):.1%}" for count in visible)
+    where = f" in the first {first} of {frames} frames" if first < frames else ""
     return (
-        f"mask {config.mask.kind}: {counts} of the {positions} patches of a frame are visible, "
-        f"{masked} are masked"
+        f"mask {config.mask.kind}: {counts} of the {positions} patches of a frame are visible"
+        f"{where}, {masked} are masked"
     )
 
 

@@ -15,6 +15,9 @@ def test_the_log_has_the_numbers_of_whole_patches_of_a_mask():
     config = stage2.get_config("tiny")
     text = "6 and 3 of the 16 patches of a frame are visible, 62.5% and 81.2% are masked"
     assert start_log.describe_mask(config) == f"mask multi_block: {text}"
+    config.mask.max_temporal_keep = 0.5
+    text = "6 and 3 of the 16 patches of a frame are visible in the first 4 of 8 frames, "
+    assert start_log.describe_mask(config) == f"mask multi_block: {text}81.2% and 90.6% are masked"
 
 
 def test_the_log_always_has_the_size_of_the_clips():

@@ -70,7 +70,7 @@ UNUSED = {
     "mask.predicted": ("stage1", NO_PREDICTOR, "no active loss predicts patches"),
     **{
         f"mask.{name}": ("stage1", {}, "set config.mask.kind to 'multi_block'")
-        for name in ("blocks", "visible", "aspect", "fit")
+        for name in ("blocks", "visible", "aspect", "fit", "max_temporal_keep")
     },
     "optimizer.base_learning_rate": ("stage1", {}, "add --config.optimizer.learning_rate=-1"),
     "optimizer.base_min_learning_rate": ("stage2", {}, "--config.optimizer.min_learning_rate=-1"),

@@ -83,24 +83,19 @@ def check_settings(settings: Any, positions: int) -> None:
     if not 0 < settings.ratio < 1:
         raise UserError(f"config.mask.ratio={settings.ratio} must be between 0 and 1")
     if not 0 < settings.predicted <= 1:
-        raise UserError(
-            f"config.mask.predicted={settings.predicted} must be above 0 and at most 1: it is "
-            "the fraction of the masked patches that is predicted"
-        )
+        share = f"config.mask.predicted={settings.predicted}, the fraction of predicted patches,"
+        raise UserError(f"{share} must be above 0 and at most 1")
     for name, value, known in (("kind", settings.kind, REGISTRY), ("fit", settings.fit, FITS)):
         if value not in known:
             raise UserError(f"mask.{name}={value!r} must be one of {', '.join(map(repr, known))}")
     if "ratio" in REGISTRY[settings.kind].options and int(settings.ratio * positions) < 1:
-        ratio = settings.ratio
-        raise UserError(
-            f"mask.ratio={ratio} masks none of the {positions} patches of a frame: increase it"
-        )
+        raise UserError(f"mask.ratio={settings.ratio} masks none of a frame's {positions} patches")
     if "blocks" in REGISTRY[settings.kind].options:
         _check_blocks(settings)
 
 
 def _check_blocks(settings: Any) -> None:
-    """Checks the sizes of `multi_block_masks`."""
+    """Checks the options of `multi_block_masks`."""
     blocks, visible, aspect = settings.blocks, settings.visible, settings.aspect
     pairs = [len(p) == 2 and p[0] == int(p[0]) >= 1 and 0 < p[1] <= 1 for p in blocks]
     rules = {
@@ -113,6 +108,7 @@ def _check_blocks(settings: Any) -> None:
             "a fraction between 0 and 1 for each pair of config.mask.blocks",
         ),
         "aspect": (len(aspect) == 2 and 0 < aspect[0] <= aspect[1], "two numbers, smaller first"),
+        "max_temporal_keep": (0 < settings.max_temporal_keep <= 1, "above 0 and at most 1"),
     }
     for name, (is_valid, rule) in rules.items():
         if not is_valid:
@@ -139,6 +135,13 @@ def visible_per_frame(positions: int, ratio: float) -> int:
     return positions - int(ratio * positions)
 
 
+def visible_frames(settings: Any, frames: int) -> int:
+    """Returns the number of frames, from the start of a clip, that can have visible patches."""
+    if "max_temporal_keep" not in REGISTRY[settings.kind].options:
+        return frames
+    return max(1, round(settings.max_temporal_keep * frames))
+
+
 @register_mask("semantic", needs_attention=True)
 def semantic_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array
@@ -154,24 +157,25 @@ def semantic_masks(
     return [_keep_largest(jnp.log(attention_bts + 1e-30) + noise_bts, visible)]
 
 
-@register_mask("multi_block", options=("blocks", "visible", "aspect", "fit"))
+@register_mask("multi_block", options=("blocks", "visible", "aspect", "fit", "max_temporal_keep"))
 def multi_block_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
 ) -> list[Mask]:
-    """Draws one multi-block mask for each block size (paper section 3.3).
+    """Draws one multi-block mask for each block size (paper section 3.3); see `multi_block_mask`.
 
-    For each size, `settings.blocks` has the number of blocks and the area of a block as a fraction
-    of a frame, and `settings.visible` has the fraction of a frame that stays visible.
-    `settings.aspect` and `settings.fit` apply to all sizes; see `block_masks`.
+    For each size, `settings.blocks` has the number of blocks and their area, `settings.visible` the
+    visible fraction of a frame. Frames after the first `visible_frames` are masked completely.
     """
     del attention_bts
     positions = grid[1] * grid[2]
+    frames = visible_frames(settings, grid[0])
+    hidden_bm = jnp.tile(jnp.arange(frames * positions, grid[0] * positions), (batch, 1))
     sizes = zip(settings.blocks, settings.visible, strict=True)
-    return [
+    found = [
         multi_block_mask(
             jax.random.fold_in(key, i),
             batch,
-            grid,
+            (frames, *grid[1:]),
             blocks=count,
             share=share,
             aspect=settings.aspect,
@@ -180,6 +184,7 @@ def multi_block_masks(
         )
         for i, ((count, share), visible) in enumerate(sizes)
     ]
+    return [(keep_bk, jnp.concatenate([m_bm, hidden_bm], axis=1)) for keep_bk, m_bm in found]
 
 
 @register_mask("tube")
@@ -285,14 +290,11 @@ def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.
 
 def _keep_largest(score_bts: jax.Array, visible: int) -> Mask:
     """Returns the mask that keeps the `visible` positions with the largest scores in each frame."""
-    s = score_bts.shape[2]
+    _, t, s = score_bts.shape
     order_bts = jnp.argsort(-score_bts, axis=-1)
-    keep_btk, masked_btm = order_bts[..., :visible], order_bts[..., visible:]
-    return _to_raster_order(keep_btk, s), _to_raster_order(masked_btm, s)
-
-
-def _to_raster_order(position_btk: jax.Array, positions: int) -> jax.Array:
-    """Converts positions within frames to sorted positions in the clip."""
-    position_btk = jnp.sort(position_btk, axis=-1)
-    offset_t = positions * jnp.arange(position_btk.shape[1])
-    return rearrange(position_btk + offset_t[None, :, None], "b t k -> b (t k)").astype(jnp.int32)
+    parts = (
+        jnp.sort(part, axis=-1) for part in (order_bts[..., :visible], order_bts[..., visible:])
+    )
+    in_clip = (part_btn + s * jnp.arange(t)[None, :, None] for part_btn in parts)
+    keep_bk, masked_bm = (rearrange(x, "b t n -> b (t n)").astype(jnp.int32) for x in in_clip)
+    return keep_bk, masked_bm

@@ -63,6 +63,23 @@ def test_default_visible_shares_are_the_means_of_unscaled_blocks():
         np.testing.assert_allclose(np.mean(shares), visible, atol=0.02)
 
 
+@pytest.mark.parametrize("fit", ["scale", "cut"])
+@pytest.mark.parametrize(("keep", "first"), [(0.5, 2), (0.75, 3), (0.01, 1)])
+def test_later_frames_can_be_masked_completely(fit, keep, first):
+    settings = common.defaults().mask
+    settings.update(kind="multi_block", fit=fit, max_temporal_keep=keep)
+    assert masks.visible_frames(settings, 4) == first
+    key = jax.random.key(0)
+    for i, (keep_bk, masked_bm) in enumerate(masks.multi_block_masks(key, 8, GRID, settings)):
+        settings.max_temporal_keep = 1.0
+        all_frames = masks.multi_block_masks(key, 8, (first, 16, 16), settings)
+        settings.max_temporal_keep = keep
+        np.testing.assert_array_equal(keep_bk, all_frames[i][0])  # the mask of a shorter clip
+        both = np.sort(np.concatenate([keep_bk, masked_bm], axis=1), axis=1)
+        assert (both == np.arange(4 * 256)).all() and np.max(keep_bk) < first * 256
+        assert (np.diff(masked_bm, axis=1) > 0).all()
+
+
 def test_multi_block_masks_every_position_and_favors_the_center():
     # Blocks inside the frame cover its center most; scaling them preserves that distribution.
     rng = np.random.default_rng(1)
@@ -146,19 +163,23 @@ def test_predicted_positions_are_uniform_and_distinct():
         ("ratio", 0.0, "config.mask.ratio=0.0 must be between 0 and 1"),
         ("ratio", 1.0, "config.mask.ratio=1.0 must be between 0 and 1"),
         ("ratio", 1.5, "config.mask.ratio=1.5 must be between 0 and 1"),
-        ("ratio", 0.001, "mask.ratio=0.001 masks none of the 256 patches of a frame"),
-        ("predicted", 0.0, "config.mask.predicted=0.0 must be above 0 and at most 1"),
-        ("predicted", 1.5, "config.mask.predicted=1.5 must be above 0 and at most 1"),
+        ("ratio", 0.001, "mask.ratio=0.001 masks none of a frame's 256 patches"),
+        ("predicted", 0.0, "config.mask.predicted=0.0, the fraction of predicted patches, must be"),
+        ("predicted", 1.5, "config.mask.predicted=1.5, the fraction of predicted patches, must be"),
         (
             "kind",
             "tubes",
             "mask.kind='tubes' must be one of 'semantic', 'multi_block', 'tube', 'rand",
         ),
         ("fit", "crop", "mask.fit='crop' must be one of 'scale', 'cut'"),
+        ("max_temporal_keep", 0.0, "config.mask.max_temporal_keep=0.0 must be above 0 and at"),
+        ("max_temporal_keep", 1.5, "config.mask.max_temporal_keep=1.5 must be above 0"),
     ],
 )
 def test_invalid_settings_are_refused(field, value, message):
     settings = common.defaults().mask
+    if field in masks.REGISTRY["multi_block"].options:
+        settings.kind = "multi_block"
     masks.check_settings(settings, 256)
     settings[field] = value
     with pytest.raises(UserError) as caught:
