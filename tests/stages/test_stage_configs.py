@@ -141,7 +141,7 @@ def test_the_image_teacher_is_read_only_where_it_is_needed():
 def test_a_mask_ratio_that_masks_no_patch_is_refused():
     config = small(config1)
     config.mask.ratio = 0.01
-    with pytest.raises(UserError, match="masks none of the 16 patches"):
+    with pytest.raises(UserError, match="masks none of a frame.s 16 patches"):
         stage1.check_config(config)
 
 
