@@ -31,6 +31,9 @@ _DTYPE = flags.DEFINE_string(
     "dtype", "float32", "Dtype of the internvideo_next format: float32, float16 or bfloat16."
 )
 _EMA = flags.DEFINE_bool("ema", False, "Export the run's moving average instead of its parameters.")
+_STEP = flags.DEFINE_integer(
+    "step", None, "Step of the checkpoint of a run to export. Default: the newest.", lower_bound=0
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file or folder.")
 
 
@@ -46,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
         export_format=export_format,
         overwrite=_OVERWRITE.value,
         ema=_EMA.value,
+        step=_STEP.value,
     )
     print(message)
 

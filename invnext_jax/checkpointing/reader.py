@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from invnext_jax.checkpointing import checksums, run_metadata, storage
+from invnext_jax.checkpointing import checksums, retention, run_metadata, storage
 from invnext_jax.checkpointing.checksums import (
     READ_ERRORS,
     CorruptCheckpointError,
@@ -89,6 +89,7 @@ def restore_run(
                     found = _read_params(checkpoint, field, has_checksums)
                     if step is None:
                         _warn_if_unfinished(path, found)
+                        _warn_of_better(path, folder, broadcast.value, found)
                     return found._replace(damaged=tuple(damaged))
         except CorruptCheckpointError as error:
             logging.warning("checkpoint %s is damaged: %s", checkpoint, error)
@@ -180,6 +181,21 @@ def _warn_if_unfinished(path: str | pathlib.PurePath, found: RunParameters) -> N
     if found.step < found.config.total_steps:
         logging.warning(
             "%s is not finished: step %d of %d", path, found.step, found.config.total_steps
+        )
+
+
+def _warn_of_better(
+    path: str | pathlib.PurePath, folder: storage.Path, steps: list[int], found: RunParameters
+) -> None:
+    settings = found.config.get("checkpoint", {})
+    if not settings.get("keep_best"):
+        return
+    best = retention.find_best(settings, folder, steps)
+    if best and best[0] != found.step:
+        logging.warning(
+            "%s: the checkpoint of step %d is read, the newest one; that of step %d has the best "
+            "%s, %.4g. `launch/export.py --step=%d` exports it",
+            *(path, found.step, best[0], settings.best_metric, best[1], best[0]),
         )
 
 

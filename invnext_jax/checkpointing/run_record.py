@@ -41,18 +41,22 @@ _CONFIG: dict[str, Fields] = {
 }
 
 
-def read_run_record(workdir: str | Path) -> dict[str, Any]:
-    """Returns the metadata of a run's newest checkpoint: config, step, versions, git hash.
+def read_run_record(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
+    """Returns the metadata of a run's checkpoint: config, step, versions, git hash.
+
+    Args:
+      workdir: the run's workdir.
+      step: step of the checkpoint; None means the newest.
 
     Raises:
-      UserError: the run has no checkpoint, or the metadata of the newest one are damaged.
+      UserError: the run has no such checkpoint, or its metadata are damaged.
     """
     folder = storage.open_path("the run", workdir) / reader.CHECKPOINTS_FOLDER
     steps = reader.finished_steps(folder)
     if not steps:
         reason = reader.describe_missing(workdir) or "has no checkpoint"
         raise UserError(f"{workdir} {reason}: use the --workdir of a run that saved a checkpoint")
-    checkpoint = folder / str(steps[-1])
+    checkpoint = folder / str(steps[-1] if step is None else step)
     try:
         record = reader.read_json(checkpoint, "meta")
     except regular_file.DAMAGE as error:

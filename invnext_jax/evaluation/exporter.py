@@ -41,8 +41,9 @@ def export_run(
     export_format: ExportFormat = ExportFormat(),  # noqa: B008
     overwrite: bool = False,
     ema: bool = False,
+    step: int | None = None,
 ) -> str:
-    """Writes the given parts of a run's newest checkpoint to `out`.
+    """Writes the given parts of a checkpoint of a run to `out`.
 
     All files are first written to a temporary folder next to `out` and read back. The features of a
     fixed clip are compared and, for float32, all tensors bit for bit. The files are then moved to
@@ -57,6 +58,7 @@ def export_run(
       export_format: layout and dtype.
       overwrite: whether to replace existing files.
       ema: whether to write the moving average of the parameters instead of the parameters.
+      step: step of the checkpoint; None means the newest.
 
     Returns:
       A description of the written files.
@@ -66,13 +68,13 @@ def export_run(
     """
     check_format(export_format)
     out = Path(out)
-    params, config = pretrained.load_params(run, ema=ema)
+    params, config, found_step, _ = pretrained.load_weights(run, ema, step)
     parts = choose_parts(run, params, parts)
     chosen = {part: params.pop(part) for part in parts}
     params.clear()
     with import_weights.config_errors(run):
         check_parts(config, parts, export_format)
-        about = describe_export(run, config, parts)
+        about = describe_export(run, config, parts, found_step)
     tensors, targets = convert_tensors(chosen, export_format), output_paths(out, export_format)
     if ema:
         about["source"]["ema"] = True
@@ -216,7 +218,9 @@ def write_published(
     )
 
 
-def describe_export(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, Any]:
+def describe_export(
+    run: str | Path, config: Any, parts: Sequence[str], step: int | None
+) -> dict[str, Any]:
     """Returns the contents of the .json file: the config of the parts and their source."""
     kept = type(config)({name: config[name] for name in KEPT if name in config}).to_dict()
     for section in ("teacher", "predictor"):
@@ -231,15 +235,15 @@ def describe_export(run: str | Path, config: Any, parts: Sequence[str]) -> dict[
             "mean": [round(float(x), 3) for x in IMAGENET_MEAN],
             "std": [round(float(x), 3) for x in IMAGENET_STD],
         },
-        "source": describe_source(run),
+        "source": describe_source(run, step),
     }
 
 
-def describe_source(run: str | Path) -> dict[str, Any]:
+def describe_source(run: str | Path, step: int | None) -> dict[str, Any]:
     """Returns the origin of the weights: run, step, versions and git hash, or a file name."""
-    if not Path(run).is_dir() or published.is_published(run):
+    if step is None:
         return {"file": Path(run).name}
-    record = run_record.read_run_record(run)
+    record = run_record.read_run_record(run, step)
     return {
         "run": Path(run).resolve().name,
         **{name: record[name] for name in ("step", "git", "versions")},

@@ -80,10 +80,10 @@ def load_params(
     Raises:
       UserError: the path is empty, or has no weights or no encoder.
     """
-    return _load_params(path, ema, step)[:2]
+    return load_weights(path, ema, step)[:2]
 
 
-def _load_params(path: str | Path, ema: bool, step: int | None):
+def load_weights(path: str | Path, ema: bool = False, step: int | None = None):
     """Returns the result of `load_params`, and `LoadedEncoder.step` and `LoadedEncoder.damaged`."""
     source: tuple[Any, ...] = (None, ())
     if not str(path):
@@ -91,10 +91,10 @@ def _load_params(path: str | Path, ema: bool, step: int | None):
             "config.checkpoint is empty: set it to a run's workdir or a .safetensors file"
         )
     if Path(path).suffix == ".safetensors":
-        _check_average(path, ema)
+        _check_run_options(path, ema, step)
         params, config = _read_export(path)
     elif published.is_published(path):
-        _check_average(path, ema)
+        _check_run_options(path, ema, step)
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
@@ -106,9 +106,10 @@ def _load_params(path: str | Path, ema: bool, step: int | None):
     return params, config, *source
 
 
-def _check_average(path: str | Path, ema: bool) -> None:
-    if ema:
-        raise UserError(f"{path} is not a run, so it has no moving average: remove the option ema")
+def _check_run_options(path: str | Path, ema: bool, step: int | None) -> None:
+    if ema or step is not None:
+        option = "ema" if ema else "step"
+        raise UserError(f"{path} is not a run: remove the option {option}, which is for runs")
 
 
 def _check_fields(config: dict[str, Any], path: str | Path) -> None:
@@ -164,7 +165,7 @@ def load_encoder(path: str | Path, *, ema: bool = False, step: int | None = None
     Raises:
       UserError: see `load_params`.
     """
-    params, config, *source = _load_params(path, ema, step)
+    params, config, *source = load_weights(path, ema, step)
     encoder = encoder_model.from_config(config)
     with import_weights.config_errors(path):
         predictor = _find_predictor(params, config)
@@ -201,7 +202,7 @@ def load_frozen(path: str | Path, *, ema: bool = False, step: int | None = None)
     if Path(path).suffix == ".safetensors":
         params, about = export.open_export(path)
         if "teacher" in params and "encoder" not in params:
-            _check_average(path, ema)
+            _check_run_options(path, ema, step)
             export.require_part(path, params, "teacher")
             with import_weights.config_errors(path):
                 sizes = about["config"]
@@ -210,7 +211,7 @@ def load_frozen(path: str | Path, *, ema: bool = False, step: int | None = None)
         content = json_file.read_object(folder_config)
         model_type = str(content.get("model_type"))[:60]
         if model_type in imported_encoders.KIND_OF_MODEL_TYPE:
-            _check_average(path, ema)
+            _check_run_options(path, ema, step)
             return imported_encoders.read_folder(open_checkpoint(path), path)
         # The config.json of a run has no `model_type`. That of a published InternVideo-Next has
         # one of the two other fields.

@@ -13,6 +13,10 @@ from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 # Options of `config.data` that are used only for training with augmentation.
 _AUGMENTATION = {"crop", "crop_scales", "crop_area", "crop_aspect", "jitter", "flip"}
 TRAINING = _AUGMENTATION | {"weights", "on_bad", "max_bad_share"}
+# Options of the sections of evaluators that are used only with `augment`.
+_SECTION_AUGMENTATION = ("repeats", "cutmix", "rand_augment")
+# Options of the attentive probe that each kind of head does not read.
+_UNUSED_BY_HEAD = {"mean_query": ("blocks",), "learned_query": ("width", "mlp")}
 
 
 def check_overrides(
@@ -50,6 +54,7 @@ def find_unused(config: Any, evaluators: Sequence[Evaluator]) -> dict[str, str]:
     running = [e for e in evaluators if config.controls or not e.is_baseline]
     names = tuple(name for name, _ in leaves(config.to_dict()))
     unused = _find_unused_data(config, running, names)
+    unused |= _find_unused_in_sections(config, names)
     if any(not hasattr(evaluator, "options") for evaluator in running):
         return unused
     for name in names:
@@ -93,6 +98,21 @@ def _find_unused_data(
             unused[name] = (
                 f"the clips of this evaluation are neither augmented nor sampled randomly: {change}"
             )
+    return unused
+
+
+def _find_unused_in_sections(config: Any, names: Sequence[str]) -> dict[str, str]:
+    """Returns the options of evaluators without effect because of another option of the section."""
+    unused = {}
+    for name in names:
+        section, _, option = name.partition(".")
+        if not option or not _has_augment(config[section]):
+            continue
+        settings = config[section]
+        if not settings.augment and is_part(option, _SECTION_AUGMENTATION):
+            unused[name] = f"config.{section}.augment is False: set it to True"
+        elif option in _UNUSED_BY_HEAD.get(settings.get("head"), ()):
+            unused[name] = f"config.{section}.head is {settings.head!r}: change it"
     return unused
 
 

@@ -36,7 +36,7 @@ def export_random_values(run, path):
     params, config = pretrained.load_params(run)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype("f4"), params)
-    export.write_export(path, params, exporter.describe_export(run, config, params))
+    export.write_export(path, params, exporter.describe_export(run, config, params, None))
     return params
 
 
@@ -177,7 +177,7 @@ def test_modules_that_the_released_code_lacks_are_refused(stage1_run, tmp_path):
     shapes = import_weights.part_shapes(config, ["decoder"])
     zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     params |= flax.traverse_util.unflatten_dict(zeros, sep="/")
-    export.write_export(linear, params, exporter.describe_export(stage1_run, config, params))
+    export.write_export(linear, params, exporter.describe_export(stage1_run, config, params, None))
     with pytest.raises(UserError, match="no decoder of kind 'linear'"):
         exporter.export_run(linear, tmp_path / "a", parts=("all",), export_format=PUBLISHED)
     exporter.export_run(linear, tmp_path / "a.safetensors", parts=("all",))
@@ -210,7 +210,7 @@ def test_nonfinite_weights_and_unwritable_paths_are_refused(stage1_run, tmp_path
     params = export_random_values(stage1_run, source)
     params["encoder"]["class_token"][0, 0] = np.nan
     _, config = pretrained.load_params(source)
-    export.write_export(source, params, exporter.describe_export(source, config, params))
+    export.write_export(source, params, exporter.describe_export(source, config, params, None))
     with pytest.raises(UserError, match="not finite"):
         exporter.export_run(source, tmp_path / "b.safetensors")
     assert not list(tmp_path.glob(".*"))
@@ -242,7 +242,7 @@ def test_float16_overflow_and_infinity_in_any_part_are_refused(stage1_run, tmp_p
     half = exporter.ExportFormat("internvideo_next", "float16")
     for value, match in ((1e5, "holds 100000, which float16 cannot"), (np.inf, "not finite in")):
         leaf.flat[0] = value
-        export.write_export(source, params, exporter.describe_export(source, config, params))
+        export.write_export(source, params, exporter.describe_export(source, config, params, None))
         with pytest.raises(UserError, match=match) as error:
             exporter.export_run(source, out, parts=("encoder", part), export_format=half)
         assert "report this" not in str(error.value) and not out.exists()
@@ -265,3 +265,36 @@ def test_forged_metadata_of_a_run_are_one_sentence(stage1_run, tmp_path, name):
     with pytest.raises(UserError):
         exporter.export_run(tmp_path / "run", tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.fixture
+def two_steps(tiny_config, one_device, tmp_path):
+    """The workdir of a run with the steps 0 and 1, whose class tokens are 0 and 1."""
+    config = tiny_config("stage1")
+    config.checkpoint.update(keep_last=5, keep_best=5)
+    with contextlib.ExitStack() as stack:
+        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "run", stack)
+        for step in (0, 1):
+            token = run.state.params["encoder"]["class_token"]
+            value = jax.tree.map(lambda x, value=step: jax.numpy.full_like(x, value), token)
+            run.state.params["encoder"]["class_token"] = value
+            state = run.state.replace(step=jax.numpy.full_like(run.state.step, step))
+            run.checkpointer.save(step, state, run.position, score=1.0 + step)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("step", "damaged", "exported"), [(0, False, 0), (None, False, 1), (None, True, 0)]
+)
+def test_an_export_has_the_parameters_and_the_source_of_its_step(
+    step, damaged, exported, two_steps, tmp_path, caplog
+):
+    if damaged:
+        shutil.rmtree(two_steps / "checkpoints/1/state/d")
+    exporter.export_run(two_steps, tmp_path / "e.safetensors", step=step)
+    params, _ = pretrained.load_params(tmp_path / "e.safetensors")
+    assert (params["encoder"]["class_token"] == exported).all()
+    assert json.loads((tmp_path / "e.json").read_text())["source"]["step"] == exported
+    assert ("that of step 0 has the best loss, 1." in caplog.text) == (exported == 1)
+    with pytest.raises(UserError, match="is not a run: remove the option step"):
+        exporter.export_run(tmp_path / "e.safetensors", tmp_path / "f.safetensors", step=1)

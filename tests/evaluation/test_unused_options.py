@@ -81,3 +81,16 @@ def test_options_of_augmentation_are_read_by_every_section_that_augments(section
     assert "data.flip" in unused_options.find_unused(config, evaluators)
     config[section].augment = True
     assert "data.flip" not in unused_options.find_unused(config, evaluators)
+
+
+@pytest.mark.parametrize("option", ["cutmix", "repeats", "rand_augment.magnitude", "blocks"])
+def test_options_without_effect_because_of_their_section_are_refused(option):
+    config = attentive_probe.get_config()
+    config.attentive_probe.update(augment=option == "blocks", head="mean_query")
+    name = f"attentive_probe.{option}"
+    with pytest.raises(UserError, match=f"{name}=.*is not used, because config.attentive_probe"):
+        check(config, name)
+    config.attentive_probe.update(augment=True, head="learned_query")
+    check(config, name)
+    with pytest.raises(UserError, match="attentive_probe.head is 'learned_query'"):
+        check(config, "attentive_probe.mlp")
