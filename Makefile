@@ -37,7 +37,8 @@ demo: $(PACKAGE)
 	$(RUN) launch/export.py --checkpoint=$(OUT)/s2 --out=$(OUT)/encoder.safetensors --overwrite
 	$(RUN) launch/evaluate.py --config=configs/eval/world.py --checkpoint=$(OUT)/s1 --workdir=$(OUT)/e1 --config.data.root=$(OUT)/world --config.controls=False $(DEMO_EVAL_FLAGS)
 	$(RUN) launch/evaluate.py --config=configs/eval/world.py --checkpoint=$(OUT)/s2 --workdir=$(OUT)/e2 --config.data.root=$(OUT)/world $(DEMO_EVAL_FLAGS) $(DEMO_BASELINE_FLAGS)
-	$(RUN) launch/report.py $(OUT)/s1 $(OUT)/s2 $(OUT)/e1 $(OUT)/e2 --out=$(OUT)/report.html
+	$(RUN) launch/evaluate.py --config=configs/eval/world.py --checkpoint=invnext_jax/assets/encoder_tiny_world.safetensors --workdir=$(OUT)/study_encoder --config.data.root=$(OUT)/world --config.controls=False --config.evaluators="('linear_probe','knn')"
+	$(RUN) launch/report.py $(OUT)/s1 $(OUT)/s2 $(OUT)/e1 $(OUT)/e2 $(OUT)/study_encoder --out=$(OUT)/report.html
 
 test: $(TEST)
 	$(RUN) -m pytest $(PYTEST_FLAGS)
