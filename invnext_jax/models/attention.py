@@ -3,10 +3,11 @@
 Shape key: b batch, n query tokens, m key tokens, h heads, e head width.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from invnext_jax.errors import UserError
 from invnext_jax.models import blockwise_attention, fused_attention
 from invnext_jax.models.fused_attention import warn_once
+from invnext_jax.models.sharding import target_platform
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # values of `config.attention`
 # `with kernel("naive"):` during tracing sets the kernel of every attention layer.
@@ -27,6 +29,46 @@ _BATCH_AXES, _HEAD_AXES, _TOKEN_AXES = (
     ("tensor",),
     ("sequence",),
 )  # mesh axes
+_records: list[list["Choice"]] = []  # one list for each active `record_choices`
+
+
+class Choice(NamedTuple):
+    """The kernel of an attention layer.
+
+    Attributes:
+      kernel: "cudnn", "splash" or "xla".
+      reason: reason why the platform's fused kernel is not used; "" if it is used, if the platform
+        has none, or if plain XLA was selected.
+      queries: number of queries.
+      keys: number of keys.
+      heads: number of heads.
+      width: width of a head.
+      window: largest distance between a query and the keys it attends to; None for all keys.
+      dtype: name of the dtype of the queries.
+    """
+
+    kernel: str
+    reason: str
+    queries: int
+    keys: int
+    heads: int
+    width: int
+    window: int | None
+    dtype: str
+
+
+@contextlib.contextmanager
+def record_choices() -> Iterator[list[Choice]]:
+    """Context manager that yields a list of the kernels of all layers traced within it.
+
+    A layer is listed once for each time that it is traced.
+    """
+    choices: list[Choice] = []
+    _records.append(choices)
+    try:
+        yield choices
+    finally:
+        _records.remove(choices)
 
 
 def attend(
@@ -59,51 +101,77 @@ def attend(
     """
     if causal:
         return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window, causal=True)
-    chosen = kernel.value or "auto"
-    if chosen not in KERNELS:
-        raise ValueError(f"attention kernel {chosen!r} must be one of {KERNELS}")
-    if chosen == "naive":
+    name, reason = choose_kernel(q_bnhe, k_bmhe, window)
+    for choices in _records:
+        sizes = (q_bnhe.shape[1], *k_bmhe.shape[1:], window, str(q_bnhe.dtype))
+        choices.append(Choice(name, reason, *sizes))
+    if reason and q_bnhe.shape[1] > 1:
+        warn_once(
+            f"attention: the fused kernel {_fused_kernel()!r} is not used for some layers, because "
+            f"{reason}; plain XLA computes them"
+        )
+    if name == "cudnn":
+        return _cudnn_attention(q_bnhe, k_bmhe, v_bmhe, window)
+    if name == "splash":
+        return _splash_attention(q_bnhe, k_bmhe, v_bmhe, window)
+    if kernel.value == "naive":
         return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window)
+    return _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, recompute=kernel.value == "blockwise")
+
+
+def choose_kernel(
+    q_bnhe: jax.Array, k_bmhe: jax.Array, window: int | None = None
+) -> tuple[str, str]:
+    """Returns the fields `kernel` and `reason` of the `Choice` for the given inputs.
+
+    Raises:
+      ValueError: the value of the context variable `kernel` is unknown.
+    """
+    if (kernel.value or "auto") not in KERNELS:
+        raise ValueError(f"attention kernel {kernel.value!r} must be one of {KERNELS}")
+    fused = _fused_kernel()
+    if not fused:
+        return "xla", ""
+    n, m = q_bnhe.shape[1], k_bmhe.shape[1]
+    if n == 1:
+        reason = "there is only one query"
+    elif window is not None and n != m:
+        reason = "local attention needs equal numbers of queries and keys"
+    elif fused == "cudnn":
+        reason = fused_attention.cudnn_unsupported_reason(q_bnhe, window)
+    else:
+        reason = fused_attention.splash_unsupported_reason(q_bnhe)
+    return ("xla", reason) if reason else (fused, "")
+
+
+def _fused_kernel() -> str:
+    """Returns the selected fused kernel; "" if plain XLA is selected or "auto" finds no kernel."""
+    chosen = kernel.value or "auto"
     if chosen == "auto":
-        chosen = _FUSED.get(jax.default_backend(), "auto")
-    if chosen in ("cudnn", "splash"):
-        reason = _unsupported_reason(chosen, q_bnhe, k_bmhe)
-        if not reason:
-            run = {"cudnn": _cudnn_attention, "splash": _splash_attention}[chosen]
-            return run(q_bnhe, k_bmhe, v_bmhe, window)
-        if q_bnhe.shape[1] > 1:
-            warn_once(
-                f"attention: the fused kernel {chosen!r} is not used for some layers, because "
-                f"{reason}; plain XLA computes them"
-            )
-        chosen = "auto"
-    return _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, recompute=chosen == "blockwise")
+        return _FUSED.get(target_platform(), "")
+    return chosen if chosen in _FUSED.values() else ""
 
 
-def _unsupported_reason(chosen: str, q_bnhe: jax.Array, k_bmhe: jax.Array) -> str:
-    """Returns the reason why a fused kernel cannot be used, or an empty string if it can."""
-    if q_bnhe.shape[1] != k_bmhe.shape[1] or q_bnhe.shape[1] == 1:
-        return "it needs equal numbers of queries and keys, and more than one query"
-    if chosen == "cudnn":
-        return fused_attention.cudnn_unsupported_reason(q_bnhe)
-    return fused_attention.splash_unsupported_reason(q_bnhe)
-
-
-def check_config(config: Any) -> None:
+def check_config(config: Any, platform: str | None = None) -> None:
     """Checks `config.attention`.
+
+    Args:
+      config: the run's config.
+      platform: the platform of the run, such as "gpu"; None for that of the available devices.
 
     Raises:
       UserError: the kernel is unknown, or it does not support this device or `config.dtype`.
     """
     if config.attention not in KERNELS:
         raise UserError(f"config.attention={config.attention!r} must be one of {KERNELS}")
-    platform = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention)
-    if platform and platform != jax.default_backend():
+    available = platform or jax.default_backend()
+    needed = {fused: platform for platform, fused in _FUSED.items()}.get(config.attention)
+    if needed and needed != available:
         raise UserError(
-            f"config.attention={config.attention!r} needs a {platform.upper()}, and this is a "
-            f"{jax.default_backend().upper()}: set it to 'auto'"
+            f"config.attention={config.attention!r} needs a {needed.upper()}, and this is a "
+            f"{available.upper()}: set it to 'auto'"
         )
-    if platform and config.dtype != "bfloat16":
+    if needed and config.dtype != "bfloat16":
         raise UserError(
             f"config.attention={config.attention!r} needs config.dtype='bfloat16', not "
             f"{config.dtype!r}: set it to 'auto'"
@@ -130,21 +198,22 @@ def _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, *, recompute):
     return _shard_over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=True)
 
 
-def _cudnn_attention(q_bnhe, k_bnhe, v_bnhe, window):
+def _cudnn_attention(q_bnhe, k_bmhe, v_bmhe, window):
     run = functools.partial(fused_attention.cudnn, window=window)
-    return _shard_over_mesh(run, q_bnhe, k_bnhe, v_bnhe, split_tokens=window is None)
+    return _shard_over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=window is None)
 
 
-def _splash_attention(q_bnhe, k_bnhe, v_bnhe, window):
+def _splash_attention(q_bnhe, k_bmhe, v_bmhe, window):
     _, n, heads, e = q_bnhe.shape
     mesh, tokens = jax.sharding.get_abstract_mesh(), _mesh_axes(_TOKEN_AXES)
     shards = mesh.shape[tokens[0]] if tokens else 1
-    (q, k, v), segments = fused_attention.pad_for_splash(q_bnhe, k_bnhe, v_bnhe, window, shards)
+    (q, k, v), segments = fused_attention.pad_for_splash(q_bnhe, k_bmhe, v_bmhe, window, shards)
     if split := _mesh_axes(_HEAD_AXES, heads):
         heads //= mesh.shape[split[0]]
-    interpret = jax.default_backend() != "tpu"
+    lengths = (q.shape[1], k.shape[1])
+    interpret = target_platform() != "tpu"
     splash_kernel = fused_attention.make_splash_kernel(
-        q.shape[1], heads, window, shards, interpret=interpret
+        lengths, heads, window, shards, interpret=interpret
     )
     q_spec, kv_spec = _query_and_key_specs(q, split_tokens=True)
     if _is_replicated(q_spec):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
+from invnext_jax.models.sharding import target_platform
 
 DTYPES = ("float32", "bfloat16")  # values of `config.dtype` and `config.decoder.dtype`
 # Name -> dtype, largest value of that dtype, dtype of the accumulator.
@@ -75,7 +76,7 @@ def select_dot_general() -> Callable[..., jax.Array]:
     if quantization.value:
         return functools.partial(quantized_dot_general, quantization.value)
     mesh = jax.sharding.get_abstract_mesh()
-    one_cpu = jax.default_backend() == "cpu" and not mesh.empty and mesh.size == 1
+    one_cpu = target_platform() == "cpu" and not mesh.empty and mesh.size == 1
     return flat_dot_general if one_cpu else jax.lax.dot_general
 
 

@@ -1,6 +1,6 @@
 """Fused attention kernels: cuDNN on NVIDIA GPUs, splash attention on TPUs.
 
-Shape key: b batch, n query and key tokens, h heads, e head width.
+Shape key: b batch, n query tokens, m key tokens (n for local attention), h heads, e head width.
 """
 
 import functools
@@ -13,23 +13,30 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from invnext_jax.models import blockwise_attention
+from invnext_jax.models.sharding import target_platform
 
 NUM_LANES = 128  # width of a TPU's vector registers
 MAX_HEAD_WIDTH = 128  # widest head that cuDNN supports on every GPU generation
 
 
-def cudnn_unsupported_reason(q_bnhe: jax.Array) -> str:
-    """Returns the reason why cuDNN does not support the dtype or head width, or an empty string."""
+def cudnn_unsupported_reason(q_bnhe: jax.Array, window: int | None = None) -> str:
+    """Returns the reason why cuDNN does not support the inputs, or an empty string.
+
+    See `cudnn` for the limit of the window.
+    """
+    n = q_bnhe.shape[1]
     if q_bnhe.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16, not {q_bnhe.dtype}"
     if q_bnhe.shape[-1] > MAX_HEAD_WIDTH:
         return f"a head of width {q_bnhe.shape[-1]} is wider than {MAX_HEAD_WIDTH}"
+    if window is not None and n <= 2 * window:
+        return f"the window of {window} tokens on each side covers most of the {n} tokens"
     return ""
 
 
 def splash_unsupported_reason(q_bnhe: jax.Array) -> str:
     """Returns the reason why splash attention does not support the dtype, or an empty string."""
-    if q_bnhe.dtype == jnp.float32 and jax.default_backend() == "tpu":
+    if q_bnhe.dtype == jnp.float32 and target_platform() == "tpu":
         return "it rounds float32 products to bfloat16"
     return ""
 
@@ -42,31 +49,25 @@ def warn_once(message: str) -> None:
 
 
 def cudnn(
-    q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int | None = None
+    q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array, window: int | None = None
 ) -> jax.Array:
     """Runs cuDNN's fused attention, with heads padded to a width that is a multiple of 8.
 
     cuDNN supports only causal sliding windows. A two-sided window is computed as a causal window of
     twice the length, with query i shifted to position i + window. The last `window` queries would
-    be shifted beyond the end of the sequence, so they are computed without cuDNN.
+    be shifted beyond the end of the sequence, so they are computed without cuDNN. There must be
+    more than 2 * `window` tokens.
     """
     n, e = q_bnhe.shape[1], q_bnhe.shape[3]
-    if window is not None and n <= 2 * window:
-        warn_once(
-            "attention: the fused kernel 'cudnn' is not used for some local layers, because the "
-            f"window of {window} tokens on each side covers most of the {n} tokens; plain XLA "
-            "computes them"
-        )
-        return blockwise_attention.full_attention(q_bnhe, k_bnhe, v_bnhe, window)
     spare = -e % 8
-    q, k, v = (jnp.pad(x, ((0, 0),) * 3 + ((0, spare),)) for x in (q_bnhe, k_bnhe, v_bnhe))
+    q, k, v = (jnp.pad(x, ((0, 0),) * 3 + ((0, spare),)) for x in (q_bnhe, k_bmhe, v_bmhe))
     attend = functools.partial(jax.nn.dot_product_attention, scale=e**-0.5, implementation="cudnn")
     if window is None:
         return attend(q, k, v)[..., :e]
     shifted = jnp.pad(q[:, : n - window], ((0, 0), (window, 0), (0, 0), (0, 0)))
     y = attend(shifted, k, v, is_causal=True, local_window_size=(2 * window, 0))
     return jnp.concatenate(
-        [y[:, window:, :, :e], _attend_last_queries(q_bnhe, k_bnhe, v_bnhe, window)], axis=1
+        [y[:, window:, :, :e], _attend_last_queries(q_bnhe, k_bmhe, v_bmhe, window)], axis=1
     )
 
 
@@ -77,27 +78,30 @@ def _attend_last_queries(q_bnhe, k_bnhe, v_bnhe, window):
 
 
 def make_splash_kernel(
-    n: int, heads: int, window: int | None, shards: int, *, interpret: bool
+    lengths: tuple[int, int], heads: int, window: int | None, shards: int, *, interpret: bool
 ) -> splash.SplashAttentionKernel:
     """Returns the attention kernel for padded sequences with queries split over `shards` devices.
 
     Args:
-      n: padded number of tokens, as returned by `splash_padded_length`.
+      lengths: padded numbers of queries and keys, as in the output of `pad_for_splash`.
       heads: number of heads on one device.
       window: largest distance between a query and the keys it attends to; None for all keys.
       shards: number of devices that the queries are split over; each device has all keys.
       interpret: whether to interpret the kernel as plain JAX, which works on any device.
     """
+    n, m = lengths
     if window is None:  # each shard of the queries has this mask
-        mask, shards = splash_mask.FullMask((n // shards, n)), 1
+        mask, n, shards = splash_mask.FullMask((n // shards, m)), n // shards, 1
     else:
-        mask = splash_mask.LocalMask((n, n), (window, window), 0, shard_count=shards)
-    names = [f"block_{name}" for name in ("q", "q_dkv", "q_dq", "kv_dkv", "kv_dq", "kv")]
-    names += ["block_kv_compute", "block_kv_dkv_compute"]
-    block = splash_block_size(mask.shape[0] // shards, window)
+        mask = splash_mask.LocalMask((n, m), (window, window), 0, shard_count=shards)
+    names = {"q": ("q", "q_dkv", "q_dq"), "kv": ("kv", "kv_compute", "kv_dkv", "kv_dkv_compute")}
+    names["kv"] += ("kv_dq",)
+    blocks = {"q": splash_block_size(n // shards, window), "kv": splash_block_size(m, window)}
     return splash.make_splash_mha(
         splash_mask.MultiHeadMask([mask] * heads),
-        block_sizes=splash.BlockSizes(**dict.fromkeys(names, block)),
+        block_sizes=splash.BlockSizes(
+            **{f"block_{name}": blocks[axis] for axis in names for name in names[axis]}
+        ),
         head_shards=1,
         q_seq_shards=shards,
         interpret=interpret,
@@ -122,32 +126,39 @@ def splash_padded_length(n: int, window: int | None, shards: int) -> int:
 def run_splash(
     kernel: splash.SplashAttentionKernel,
     q_bnhe: jax.Array,
-    k_bnhe: jax.Array,
-    v_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
     segments: splash.SegmentIds | None,
 ) -> jax.Array:
     """Runs the kernel on the arrays that `pad_for_splash` returns."""
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_bnhe, k_bnhe, v_bnhe))
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_bnhe, k_bmhe, v_bmhe))
     y = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
     return y.transpose(0, 2, 1, 3)
 
 
 def pad_for_splash(
-    q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int | None, shards: int
+    q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array, window: int | None, shards: int
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], splash.SegmentIds | None]:
-    """Scales the queries and pads the number of tokens and the head width.
+    """Scales the queries and pads the numbers of queries and keys and the head width.
 
     Returns:
-      The queries, keys and values, and the segment ids that separate tokens from padding (None
-      without padding). Padding attends to padding, so that no row of the softmax is empty.
+      The queries, keys and values, and the segment ids that separate keys from padding (None if
+      the keys are not padded). In global attention, queries that are padding attend to the keys. In
+      local attention, they attend to padding. In both cases, no row of the softmax is empty.
     """
-    n, e = q_bnhe.shape[1], q_bnhe.shape[3]
-    length = splash_padded_length(n, window, shards)
+    n, m, e = q_bnhe.shape[1], k_bmhe.shape[1], q_bnhe.shape[3]
+    queries = splash_padded_length(n, window, shards)
+    keys = queries if n == m else splash_padded_length(m, window, 1)
     width = e if e == NUM_LANES // 2 else -(-e // NUM_LANES) * NUM_LANES
     q_bnhe = (q_bnhe.astype(jnp.float32) * e**-0.5).astype(q_bnhe.dtype)
-    pad = ((0, 0), (0, length - n), (0, 0), (0, width - e))
-    padded = tuple(jnp.pad(x, pad) for x in (q_bnhe, k_bnhe, v_bnhe))
-    if length == n:
+
+    def pad(x_bnhe, length):
+        spare = length - x_bnhe.shape[1]
+        return jnp.pad(x_bnhe, ((0, 0), (0, spare), (0, 0), (0, width - e)))
+
+    padded = (pad(q_bnhe, queries), pad(k_bmhe, keys), pad(v_bmhe, keys))
+    if keys == m:
         return padded, None
-    segment = jnp.asarray(np.arange(length) >= n, jnp.int32)
-    return padded, splash.SegmentIds(q=segment, kv=segment)
+    key_segments = jnp.asarray(np.arange(keys) >= m, jnp.int32)
+    query_segments = jnp.zeros(queries, jnp.int32) if window is None else key_segments
+    return padded, splash.SegmentIds(q=query_segments, kv=key_segments)

@@ -68,3 +68,13 @@ def shard_attention_inputs(
     )
     parts = zip((q_bnhe, k_bnhe, v_bnhe), names, strict=True)
     return tuple(nn.with_logical_constraint(x, axes) for x, axes in parts)
+
+
+def target_platform() -> str:
+    """Returns the platform that traced code is compiled for: "cpu", "gpu" or "tpu".
+
+    It is the platform of the current mesh, whose devices may be described by a topology without
+    being available. Without a mesh of devices, it is the default platform of the process.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

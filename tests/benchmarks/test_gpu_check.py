@@ -20,7 +20,7 @@ class Missing:
             raise ModuleNotFoundError(f"{name} is not installed")
 sys.meta_path.insert(0, Missing())
 from benchmarks import gpu_check
-gpu_check.SHAPES = ((40, 12, None), (140, 8, 8))
+gpu_check.SHAPES = ((40, 40, 12, None), (20, 40, 12, None), (140, 140, 8, 8))
 gpu_check.main(sys.argv[1:])
 """
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import softmax
 
 from configs import common
-from invnext_jax.models import attention, blockwise_attention, fused_attention
+from invnext_jax.models import attention, blockwise_attention, fused_attention, sharding
 from invnext_jax.training import mesh as mesh_lib
 
 RUNS = {
@@ -21,9 +21,11 @@ RUNS = {
 }
 
 
-def draw(n, heads=2, width=8, batch=2, seed=0):
+def draw(n, heads=2, width=8, batch=2, seed=0, keys=None):
+    """Draws queries, keys, values and the gradient of the output; `keys` is n by default."""
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal((batch, n, heads, width), np.float32) for _ in range(4)]
+    lengths = (n, keys or n, keys or n, n)
+    return [rng.standard_normal((batch, size, heads, width), np.float32) for size in lengths]
 
 
 def reference(q, k, v, out, window):
@@ -95,6 +97,12 @@ def test_splash_attention_in_interpret_mode(n, window):
         check(attention.attend, n, window, 2e-5, batch=1)
 
 
+@pytest.mark.parametrize(("n", "keys"), [(128, 256), (30, 300), (200, 150), (20, 128)])
+def test_splash_attention_with_other_numbers_of_keys(n, keys):
+    with attention.kernel("splash"):
+        check(attention.attend, n, None, 2e-5, batch=1, keys=keys)
+
+
 def test_single_query_attends_to_all_keys():
     q, k, v, _ = draw(50)
     for chosen in attention.KERNELS:
@@ -116,14 +124,16 @@ def test_bfloat16_error_is_within_its_precision(n, window):
         np.testing.assert_allclose(y.astype(np.float32), expected, atol=2e-2)
 
 
-def lower(chosen, n, window, platforms=None, dtype=jnp.float32, heads=2, width=64):
-    shape = jax.ShapeDtypeStruct((1, n, heads, width), dtype)
+def lower(chosen, n, window, platforms=None, dtype=jnp.float32, heads=2, width=64, keys=None):
+    queries, shape = (
+        jax.ShapeDtypeStruct((1, size, heads, width), dtype) for size in (n, keys or n)
+    )
 
     def product(q, k, v):
         return jnp.sum(attention.attend(q, k, v, window).astype(jnp.float32))
 
     with attention.kernel(chosen):
-        traced = jax.jit(jax.grad(product, (0, 1, 2))).trace(shape, shape, shape)
+        traced = jax.jit(jax.grad(product, (0, 1, 2))).trace(queries, shape, shape)
         return traced.lower(lowering_platforms=platforms) if platforms else traced.lower()
 
 
@@ -167,6 +177,49 @@ def test_bfloat16_on_gpu_uses_cudnn_for_every_head_width(with_cudnn, window, wid
     assert int(length[1]) == (0 if window is None else 2 * window + 1)
 
 
+def test_cudnn_takes_fewer_queries_than_keys(with_cudnn):
+    lowered = lower("auto", 126, None, ("cuda",), jnp.bfloat16, keys=1028).as_text()
+    assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmax\(", lowered)) == 1
+    assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmaxBackward\(", lowered)) == 1
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize(
+    ("n", "keys", "window", "reason"),
+    [
+        (300, 300, None, ""),
+        (126, 300, None, ""),
+        (300, 126, None, ""),
+        (300, 300, 64, ""),
+        (126, 300, 64, "local attention needs equal numbers of queries and keys"),
+        (1, 300, None, "there is only one query"),
+    ],
+)
+def test_kernel_is_chosen_by_shape_and_the_reason_is_recorded(
+    monkeypatch, platform, n, keys, window, reason
+):
+    monkeypatch.setattr(attention, "target_platform", lambda: platform)
+    q, k = (jnp.zeros((1, size, 2, 64), jnp.bfloat16) for size in (n, keys))
+    fused = {"cpu": "xla", "gpu": "cudnn", "tpu": "splash"}[platform]
+    expected = ("xla" if reason else fused, "" if platform == "cpu" else reason)
+    assert attention.choose_kernel(q, k, window) == expected
+    with attention.kernel("naive"):
+        assert attention.choose_kernel(q, k, window) == ("xla", "")
+    if expected[0] == "xla":
+        with attention.record_choices() as choices:
+            jax.eval_shape(functools.partial(attention.attend, window=window), q, k, k)
+        sizes = (n, keys, 2, 64, window, "bfloat16")
+        assert choices == [attention.Choice(*expected, *sizes)]
+
+
+def test_platform_is_that_of_the_mesh():
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
+    assert sharding.target_platform() == "cpu"
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert sharding.target_platform() == "tpu"
+
+
 def test_unsupported_by_cudnn_falls_back_and_is_logged_once(with_cudnn, caplog):
     fused_attention.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
@@ -208,20 +261,21 @@ def test_two_sided_window_equals_shifted_causal_window(monkeypatch):
         return xla_attention(*args, **kwargs)
 
     monkeypatch.setattr(fused_attention.jax.nn, "dot_product_attention", fake_cudnn)
-    for n, window in ((60, 7), (60, None), (10, 7), (33, 16)):
+    for n, window in ((60, 7), (60, None), (33, 16)):
         check(fused_attention.cudnn, n, window, width=12)
+    check(fused_attention.cudnn, 20, None, width=12, keys=60)
 
 
 @pytest.mark.parametrize(
     ("sizes", "n"), [((2, 1, 2, 2), 140), ((1, 2, 1, 4), 140), ((8, 1, 1, 1), 140)]
 )
-@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize(("window", "keys"), [(None, None), (8, None), (None, 260)])
 @pytest.mark.parametrize("chosen", ["splash", "blockwise", "auto"])
-def test_mesh_does_not_change_the_result(sizes, n, window, chosen):
+def test_mesh_does_not_change_the_result(sizes, n, window, keys, chosen):
     config = common.defaults().mesh
     config.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
     with mesh_lib.mesh_rules(mesh_lib.make_mesh(config)), attention.kernel(chosen):
-        check(attention.attend, n, window, 2e-5, batch=4)
+        check(attention.attend, n, window, 2e-5, batch=4, keys=keys)
 
 
 def test_sizes_that_no_mesh_axis_divides_give_the_same_result():
