@@ -74,10 +74,9 @@ def preprocess(video_bthwc: jax.Array, size: int | None, kind: str) -> jax.Array
     mean, std = (v.reshape(1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     images_bhwc = rearrange(video_bthwc, "b t h w c -> (b t) h w c")
     if size is not None and images_bhwc.shape[1:3] != (size, size):
-        rows, columns = (cubic_resize_matrix(old, size) for old in images_bhwc.shape[1:3])
-        images_bhwc = jnp.einsum(
-            "Hh,Ww,bhwc->bHWc", rows, columns, images_bhwc, precision=jax.lax.Precision.HIGHEST
-        )
+        for axis in (1, 2):
+            weights = cubic_resize_matrix(images_bhwc.shape[axis], size)
+            images_bhwc = _resize_axis(images_bhwc, weights, axis)
     return (images_bhwc * std + mean - teacher_mean) / teacher_std
 
 
@@ -87,19 +86,23 @@ def resample_features(features: TeacherOutput, old: int, new: int) -> TeacherOut
 
     def resize(x_bsd):
         grid_byxd = rearrange(x_bsd, "... (y x) d -> ... y x d", y=old)
-        grid_byxd = jnp.einsum(
-            "Yy,Xx,...yxd->...YXd",
-            weights,
-            weights,
-            grid_byxd,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        for axis in (-3, -2):
+            grid_byxd = _resize_axis(grid_byxd, weights, axis)
         return rearrange(grid_byxd, "... y x d -> ... (y x) d")
 
     attention_bn = resize(features.attention_bn[..., None])[..., 0]
     attention_bn = attention_bn / jnp.sum(attention_bn, axis=1, keepdims=True)
     taps_lbnd = l2_normalize(resize(features.taps_lbnd))
     return TeacherOutput(taps_lbnd, features.pooled_bd, attention_bn)
+
+
+def _resize_axis(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
+    """Multiplies an axis by a matrix [new old], in float32."""
+    # If XLA fuses the transpose into the product, compilation for a GPU fails, because its Triton
+    # kernels have no tile for float32 images (H100, jax 0.10.2). The barrier keeps them separate.
+    x = jax.lax.optimization_barrier(jnp.moveaxis(x, axis, 0))
+    x = jnp.tensordot(weights, x, 1, precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(x, 0, axis)
 
 
 class AttentionPoolingHead(nn.Module):
