@@ -96,7 +96,8 @@ LAYERS = {
         {"attention"},
         {"fused_attention"},
         {"blockwise_attention", "positions"},
-        {"sharding", "patches", "dot_general", "gather"},
+        {"patches", "dot_general", "gather"},
+        {"sharding"},
     ],
     "data": [
         {"pipeline"},
