@@ -2,6 +2,8 @@
 
     python launch/plan.py --config=configs/stage2.py:base --device=h200
     python launch/plan.py --config=configs/stage2.py:1b --device=v5p --mesh=fsdp=16
+    python launch/plan.py --config=configs/stage2.py:base --config.batch_size=32 --device=v5p \
+        --mesh=fsdp=4 --compile --topology=2x2x1
 
 If the run does not fit, the last line is the command of a run that does. docs/scaling.md explains
 the output.
@@ -10,8 +12,10 @@ the output.
 import json
 import math
 import os
+import pathlib
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -20,7 +24,7 @@ from ml_collections import config_flags
 
 from invnext_jax import config_checks, errors, init_source
 from invnext_jax.data import held_out, manifest, sources
-from invnext_jax.planning import fitting, plan, plan_table
+from invnext_jax.planning import compiled_step, fitting, plan, plan_table, targets
 from invnext_jax.training import recipe
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,7 +37,18 @@ _MESH = flags.DEFINE_list(
     "mesh", [], "Sizes of the mesh axes, such as data=2,fsdp=8. Others are 1. Default: config.mesh."
 )
 _COMPILE = flags.DEFINE_bool(
-    "compile", False, "Also compile the step for the same number of simulated CPU devices."
+    "compile",
+    False,
+    "Also compile the step, for the same number of simulated CPU devices or for --topology.",
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "With --compile: compile with the TPU or GPU compiler for the chips of a slice, such as 2x2x1, "
+    "or for nodes and GPUs per node, such as 1x8.",
+)
+_SAVE_PROGRAM = flags.DEFINE_string(
+    "save_program", None, "With --compile: file to which the compiled program is written as text."
 )
 _MAX_DEVICES = 256  # if nothing fits on the given devices, up to this number is tried
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON in the last line.")
@@ -43,14 +58,20 @@ flags.mark_flags_as_required(["config", "device"])
 def main(argv: Sequence[str]) -> None:
     """Makes the plan and prints it."""
     del argv
+    if not _COMPILE.value and (_TOPOLOGY.value or _SAVE_PROGRAM.value):
+        raise errors.UserError("--topology and --save_program need --compile")
     overrides = errors.list_overrides()
     config = init_source.copy_sizes(_CONFIG.value, overrides)
     given = config.copy_and_resolve_references()
     if _MESH.value:
         config.mesh.update(_mesh_sizes(_MESH.value))
     devices = math.prod(max(size, 1) for size in config.mesh.values())
+    simulated = _COMPILE.value and not _TOPOLOGY.value
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices if _COMPILE.value else 1)
+    jax.config.update("jax_num_cpu_devices", devices if simulated else 1)
+    jax.config.update("jax_traceback_in_locations_limit", -1)  # for the source lines of a program
+    if _TOPOLOGY.value:
+        devices = targets.count_devices(_TOPOLOGY.value)
 
     videos = _read_manifest(config.data.manifest)
     if videos is not None:
@@ -62,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         count = held_out.count_training_videos(videos, config.data.held_out)
     result = plan.make_plan(config, _DEVICE.value, count, overrides, devices)
     if _COMPILE.value:
-        result |= plan.compile_step(config)
+        result |= _compile(config)
     print(plan_table.format_plan(result))
     if not result["fits"]:
         fit = fitting.find_fit(config, _DEVICE.value, devices, count, _MAX_DEVICES)
@@ -70,6 +91,18 @@ def main(argv: Sequence[str]) -> None:
         print(plan_table.format_fit(result, fit and fit.plan, _MAX_DEVICES))
     if _JSON.value:
         print(json.dumps(result))
+
+
+def _compile(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Compiles the step and returns its description."""
+    described = None
+    if _TOPOLOGY.value:
+        described = targets.describe_devices(_DEVICE.value, _TOPOLOGY.value)
+    step = compiled_step.compile_step(config, described)
+    if _SAVE_PROGRAM.value:
+        pathlib.Path(_SAVE_PROGRAM.value).write_text(step.compiled.as_text())
+    result = compiled_step.describe_memory(step)
+    return result | compiled_step.describe_program(step, _DEVICE.value) if described else result
 
 
 def _training_command(given: ml_collections.ConfigDict, fit: fitting.Fit) -> str:

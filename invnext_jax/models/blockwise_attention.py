@@ -48,8 +48,8 @@ def blockwise_attention(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array)
     per head, unless it would then have fewer than 16 queries.
     """
     b, n, h, e = q_bnhe.shape
-    blocks = -(-n // max(MAX_LOGITS // k_bmhe.shape[1], 16))
-    width = -(-n // blocks)
+    width = block_length(n, k_bmhe.shape[1])
+    blocks = -(-n // width)
     q_bhne, k_bhme, v_bhme = (
         x.transpose(0, 2, 1, 3) for x in (_scale_queries(q_bnhe), k_bmhe, v_bmhe)
     )
@@ -60,6 +60,12 @@ def blockwise_attention(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array)
     )
     y_gbhwe = jax.lax.map(block, q_gbhwe)
     return y_gbhwe.transpose(1, 0, 3, 2, 4).reshape(b, blocks * width, h, e)[:, :n]
+
+
+def block_length(n: int, m: int) -> int:
+    """Returns the number of queries in a block of global attention, for n queries and m keys."""
+    blocks = -(-n // max(MAX_LOGITS // m, 16))
+    return -(-n // blocks)
 
 
 def sliding_window_attention(

@@ -2,8 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
+
+from invnext_jax.planning import program as program_lib
+from invnext_jax.planning.program import Array, Instruction, Program
 
 KINDS = (
     "all-gather",
@@ -14,18 +16,6 @@ KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-_BITS = {
-    "pred": 8,
-    "bf16": 16,
-    "c64": 64,
-    "c128": 128,
-}  # other names contain the number of bits
-_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
-_ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CALLED = re.compile(r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Collective(NamedTuple):
@@ -40,7 +30,7 @@ class Collective(NamedTuple):
     """
 
     kind: str
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    shapes: tuple[Array, ...]
     times: int
     devices: int
     source: str
@@ -48,7 +38,7 @@ class Collective(NamedTuple):
     @property
     def result_bytes(self) -> int:
         """Bytes of the output on one device."""
-        return sum(math.prod(shape) * _size(name) for name, shape in self.shapes)
+        return program_lib.array_bytes(self.shapes)
 
     @property
     def sent_bytes(self) -> int:
@@ -60,74 +50,48 @@ class Collective(NamedTuple):
         return round(self.times * self.result_bytes * factor.get(self.kind, share))
 
 
-def _size(name: str) -> float:
-    return (_BITS.get(name) or int(re.search(r"\d+", name)[0])) / 8
-
-
-def read_collectives(program: str, devices: int) -> list[Collective]:
+def read_collectives(program: Program, devices: int) -> list[Collective]:
     """Returns the collectives of a compiled program.
 
     Args:
-      program: text of the program, from `compiled.as_text()`.
+      program: the compiled program.
       devices: number of devices; the group size of collectives without replica groups.
     """
-    computations, entry = _split(program)
-    times = dict.fromkeys(computations, 0)
-
-    def visit(name: str, executions: int) -> None:
-        times[name] += executions
-        for line in computations[name]:
-            trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
-            for called in _called(line):
-                if called in computations:
-                    visit(called, executions * trips)
-
-    visit(entry, 1)
-    collectives = []
-    for name, lines in computations.items():
-        for line in lines:
-            if times[name] and (match := _COLLECTIVE.search(line)):
-                collectives.append(_read(line, match, times[name], devices))
-    return collectives
+    return [
+        collective
+        for name, times in program.executions.items()
+        if times
+        for instruction in program.computations[name]
+        if (collective := read_collective(instruction, times, devices))
+    ]
 
 
-def _split(program: str) -> tuple[dict[str, list[str]], str]:
-    """Returns the lines of each computation and the name of the entry computation."""
-    computations, lines, entry = {}, [], ""
-    for line in program.splitlines():
-        if match := _HEAD.match(line):
-            lines = computations[match[1]] = []
-            entry = match[1] if line.startswith("ENTRY") else entry
-        else:
-            lines.append(line)
-    return computations, entry
+def read_collective(instruction: Instruction, times: int, devices: int) -> Collective | None:
+    """Returns the collective that an instruction executes or starts, or None.
 
-
-def _called(line: str) -> Iterator[str]:
-    """Yields the names of the computations that an instruction calls."""
-    yield from _CALLED.findall(line)
-    if match := _BRANCHES.search(line):
-        yield from (name.strip(" %") for name in match[1].split(","))
-
-
-def _read(line: str, match: re.Match, times: int, devices: int) -> Collective:
-    shapes = tuple(
-        (name, tuple(int(n) for n in sizes.split(",") if n))
-        for name, sizes in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", match[1]))
-    )
-    if "-start(" in line and match[2] == "all-gather":  # the outputs include the operands
+    Args:
+      instruction: an instruction.
+      times: number of executions.
+      devices: see `read_collectives`.
+    """
+    kind, shapes = instruction.opcode.removesuffix("-start"), instruction.results
+    if kind not in KINDS:
+        return None
+    if kind != instruction.opcode and kind == "all-gather":  # the outputs include the operands
         shapes = shapes[len(shapes) // 2 :]
-    name = re.search(r'op_name="([^"]*)"', line)
-    return Collective(match[2], shapes, times, _group_size(line, devices), name[1] if name else "")
+    if kind != instruction.opcode and kind == "collective-permute":  # operand, output, contexts
+        shapes = shapes[1:2]
+    group = _group_size(instruction.attributes, devices)
+    return Collective(kind, shapes, times, group, instruction.op_name)
 
 
-def _group_size(line: str, devices: int) -> int:
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+def _group_size(attributes: str, devices: int) -> int:
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(match[1].split(","))
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(match[1])
     # Named mesh axes: the group spans the axes listed in braces.
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
     return devices

@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from invnext_jax import config_checks
 from invnext_jax.errors import UserError
-from invnext_jax.planning import collectives, memory
 from invnext_jax.planning import flops as flops_lib
+from invnext_jax.planning import memory
 from invnext_jax.planning.devices import DEVICES, Device
 from invnext_jax.planning.shapes import Shapes, make_shapes
 from invnext_jax.stages import registry
@@ -194,42 +193,6 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
         "products": device.product_seconds(flops) / mesh.size,
         "memory": moved / device.bandwidth,
         "sending": sum(sent_bytes(shapes).values()) / link,
-    }
-
-
-def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Compiles the step for the available devices and returns XLA's memory use and collectives.
-
-    On CPUs, attention is not fused and buffers are laid out differently. The memory use is
-    therefore only useful to check plans of small models. The collectives are those that the
-    partitioner chose.
-    """
-    config, _ = check_config(config)
-    shapes = make_shapes(config)
-    side, mesh = config.data.size, shapes.mesh
-    video = jax.ShapeDtypeStruct(
-        (config.batch_size, config.data.frames, side, side, 3),
-        np.uint8,
-        sharding=mesh_lib.batch_sharding(mesh),
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=mesh_lib.replicated(mesh))
-    schedule = shapes.training.make_schedule(mesh)
-    compiled = shapes.training.compile_step(
-        mesh, shapes.state, shapes.frozen, {"video": video}, key, schedule
-    )
-    analysis = compiled.memory_analysis()
-    used = collectives.read_collectives(compiled.as_text(), mesh.size)
-    return {
-        "xla_argument_bytes": analysis.argument_size_in_bytes,
-        "xla_temporary_bytes": analysis.temp_size_in_bytes,
-        "xla_collectives": {
-            kind: {
-                "times": sum(c.times for c in used if c.kind == kind),
-                "sent_bytes": sum(c.sent_bytes for c in used if c.kind == kind),
-            }
-            for kind in sorted({c.kind for c in used})
-        },
     }
 
 

@@ -8,12 +8,8 @@ def format_plan(plan: dict[str, Any]) -> str:
     """Formats a plan as a table for the terminal.
 
     Args:
-      plan: output of `plan.make_plan`, optionally merged with the output of `plan.compile_step`.
+      plan: output of `plan.make_plan`, optionally merged with the outputs of `compiled_step`.
     """
-
-    def gb(size: float) -> str:
-        return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
-
     untrained, groups = plan["untrained_groups"], plan["parameters"]
     trained = sum(size for name, size in groups.items() if name not in untrained)
     frozen = sum(groups.values()) - trained + sum(plan["frozen_parameters"].values())
@@ -38,9 +34,9 @@ def format_plan(plan: dict[str, Any]) -> str:
             for n, size in groups.items()
         ),
         *((f"  {n} (frozen)", f"{s / 1e6:.1f} M") for n, s in plan["frozen_parameters"].items()),
-        ("memory per device", f"{gb(plan['peak_bytes'])} of {gb(plan['memory_bytes'])}"),
-        *((f"  {name}", gb(size)) for name, size in plan["held_bytes"].items() if size),
-        ("  activations per clip", gb(plan["activation_bytes_per_clip"])),
+        ("memory per device", f"{_gb(plan['peak_bytes'])} of {_gb(plan['memory_bytes'])}"),
+        *((f"  {name}", _gb(size)) for name, size in plan["held_bytes"].items() if size),
+        ("  activations per clip", _gb(plan["activation_bytes_per_clip"])),
         (
             "largest batch",
             f"{plan['clips_that_fit_a_device']} clips per device, {plan['batch_that_fits']} in all"
@@ -50,7 +46,7 @@ def format_plan(plan: dict[str, Any]) -> str:
         *((f"  {name}", f"{flops / 1e12:.4g} TFLOP") for name, flops in plan["flops"].items()),
         ("  of these in float32", f"{plan['float32_flops'] / 1e12:.4g} TFLOP"),
         ("  recomputed", f"{plan['recomputed_flops'] / 1e12:.4g} TFLOP"),
-        *((f"sent over {a}", gb(size)) for a, size in plan["sent_bytes"].items() if size),
+        *((f"sent over {a}", _gb(size)) for a, size in plan["sent_bytes"].items() if size),
         *((f"time of {name}", f"{s:.3f} s") for name, s in plan["seconds"].items()),
         (
             "roofline of the step",
@@ -59,12 +55,68 @@ def format_plan(plan: dict[str, Any]) -> str:
         ("roofline of the run", f"{plan['run_seconds'] / 3600:.4g} hours"),
         ("MFU at the roofline", f"{100 * plan['mfu']:.0f} %"),
     ]
-    for name, value in plan.items():
-        if name.startswith("xla_") and name.endswith("bytes"):
-            rows.append((name.replace("_", " "), gb(value)))
+    table = "\n".join(f"{name:<26}{value}" for name, value in rows + _compiled_rows(plan))
+    return "\n".join([table, *_program_lines(plan)])
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def _compiled_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows of a compiled step; none without it."""
+    rows = [
+        (name.replace("_", " "), _gb(value))
+        for name, value in plan.items()
+        if name.startswith("xla_") and name.endswith("bytes")
+    ]
+    if "xla_peak_bytes" in plan:
+        peak, planned = plan["xla_peak_bytes"], plan["peak_bytes"]
+        rows[-1] = ("xla peak bytes", f"{_gb(peak)}, {peak / planned:.2f} of the plan")
     for kind, total in plan.get("xla_collectives", {}).items():
-        rows.append((f"xla {kind}", f"{total['times']} times, {gb(total['sent_bytes'])} sent"))
-    return "\n".join(f"{name:<26}{value}" for name, value in rows)
+        rows.append((f"xla {kind}", f"{total['times']} times, {_gb(total['sent_bytes'])} sent"))
+    return rows
+
+
+def _program_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Returns the lines on a step that was compiled for a TPU or GPU; none without it."""
+    if "xla_step_seconds" not in plan:
+        return []
+    lines = [f"\nThe step was compiled in {plan['xla_compile_seconds']:.0f} s. Attention layers:"]
+    for choice in plan["xla_attention"]:
+        size = f"{choice['queries']} queries, {choice['keys']} keys, {choice['heads']} heads of "
+        size += f"width {choice['width']}, {choice['dtype']}"
+        if choice["window"] is not None:
+            size += f", window of {choice['window']} on each side"
+        reason = f": {choice['reason']}" if choice["reason"] else ""
+        lines.append(f"  {choice['kernel']:<8}{size}{reason}")
+    calls = [f"{name} {count} times" for name, count in plan["xla_kernels"].items()]
+    lines.append(f"Attention kernels of a step: {', '.join(calls) or 'none'}")
+    lines.append(f"Arrays of attention logits: {'' if plan['xla_logits'] else 'none'}")
+    for row in plan["xla_logits"]:
+        size = f"{row['shape']}, {_gb(row['bytes'])}, {row['times']} times"
+        lines.append(f"  {size}, {row['source']}")
+    if plan["xla_unknown_loops"]:
+        lines.append(f"Loops counted as one iteration: {plan['xla_unknown_loops']}")
+    names = {
+        "compiler": "estimated by the compiler",
+        "roofline": "at the roofline",
+        "link": "waiting for collectives",
+        "overlapped": "of collectives that overlap with the rest",
+    }
+    parts = [f"{s:.3f} s {names[basis]}" for basis, s in plan["xla_seconds"].items() if s]
+    lines += [
+        f"Estimated time of a step: {plan['xla_step_seconds']:.3f} s, "
+        f"MFU {100 * plan['xla_mfu']:.0f} % ({', '.join(parts)})",
+        "Most expensive instructions:",
+    ]
+    for row in plan["xla_instructions"]:
+        time = f"{1e3 * row['seconds']:8.2f} ms {100 * row['share']:5.1f} %"
+        lines.append(
+            f"  {time}  {row['times']:>4} x {row['name']} ({row['basis']}), {row['source']}, "
+            f"{row['operation']}"
+        )
+    return lines
 
 
 def format_fit(plan: Mapping[str, Any], found: Mapping[str, Any] | None, max_devices: int) -> str:

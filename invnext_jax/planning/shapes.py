@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 from jax.sharding import AbstractMesh, Mesh
 
@@ -55,17 +57,18 @@ class Shapes:
         return Shapes(training, mesh, self.boxed)
 
 
-def make_shapes(config: Any, devices: int | None = None) -> Shapes:
+def make_shapes(config: Any, devices: Sequence[jax.Device] | int | None = None) -> Shapes:
     """Returns the arguments of a step as abstract arrays.
 
     Args:
       config: the run's config, frozen.
-      devices: number of devices, which need not be available; None for the available devices.
+      devices: the devices, or the number of devices, which need not be available; None for the
+        available devices.
     """
-    if devices is None:
-        mesh = mesh_lib.make_mesh(config.mesh)
-    else:
+    if isinstance(devices, int):
         mesh = mesh_lib.make_abstract_mesh(config.mesh, devices)
+    else:
+        mesh = mesh_lib.make_mesh(config.mesh, devices)
     mesh_lib.check_batch(config, mesh)
     training = registry.make_setup(config)
     return Shapes(training, mesh, (training.boxed_state(), training.stage.abstract_frozen(config)))

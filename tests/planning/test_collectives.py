@@ -5,7 +5,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from invnext_jax.planning import collectives
+from invnext_jax.planning import collectives, program
 from invnext_jax.planning.collectives import Collective
 from invnext_jax.training import mesh as mesh_lib
 
@@ -38,5 +38,5 @@ def test_gather_in_a_loop_counts_once_per_iteration():
     x_bd = jax.ShapeDtypeStruct((12, 24), np.float32, sharding=split)
     w_ldd = jax.ShapeDtypeStruct((5, 24, 24), np.float32, sharding=NamedSharding(mesh, P()))
     compiled = jax.jit(apply).lower(x_bd, w_ldd).compile()
-    used = collectives.read_collectives(compiled.as_text(), 8)
+    used = collectives.read_collectives(program.read_program(compiled.as_text()), 8)
     assert [c[:4] for c in used] == [("all-gather", (("f32", (12, 24)),), 5, 4)]

@@ -13,7 +13,7 @@ import pytest
 
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
-from invnext_jax.planning import collectives
+from invnext_jax.planning import collectives, program
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import mesh as mesh_lib
 
@@ -76,7 +76,7 @@ def evaluate(stage_name, sizes):
     with mesh_lib.mesh_rules(mesh):
         jitted = jax.jit(jax.value_and_grad(loss_fn), out_shardings=out)
         compiled = jitted.lower(params, frozen, batch, key).compile()
-    found = collectives.read_collectives(compiled.as_text(), mesh.size)
+    found = collectives.read_collectives(program.read_program(compiled.as_text()), mesh.size)
     loss, grads = jax.device_get(compiled(params, frozen, batch, key))
     return loss, grads, found
 
