@@ -23,7 +23,7 @@ def get_config(argument: str = "base") -> ml_collections.ConfigDict:
     config.target = ml_collections.ConfigDict(
         {
             # "frozen": the Stage 1 encoder; "momentum": a moving average of the student's encoder;
-            # "image": the image teacher's last layer.
+            # "image": the input of the image teacher's last tapped layer.
             "kind": "frozen",
             # For kind "momentum": decay of the moving average per step.
             "momentum": 0.9998,

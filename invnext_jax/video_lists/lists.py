@@ -18,7 +18,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, published_lists, text_tables
 from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS, scan_folder
 from invnext_jax.video_lists.text_tables import Table
-from invnext_jax.video_lists.video_files import FileFinder, describe_missing, locate
+from invnext_jax.video_lists.video_files import FileFinder, describe_problem, locate
 from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoEntry, VideoList
 
 # Possible names of columns, in upper or lower case. The first one that a list has is used.
@@ -119,7 +119,7 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
     entries = []
     for (line, row), label in zip(table.rows, labels, strict=True):
         where = f"list {path}, line {line}"
-        file, problem = _find_file(row, path_column, folder, files, where)
+        file, problem = _find_file(row, (path_column, named), folder, files, where)
         start = text_tables.parse_seconds(row.get(start_column), f"{where}, {start_column}")
         end = text_tables.parse_seconds(row.get(end_column), f"{where}, {end_column}")
         if duration:
@@ -129,16 +129,8 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
         source = (row.get(source_column) or "").strip() if source_column else path.stem
         own |= {} if label is None else {column: label}
         entries.append(VideoEntry(file, options.source or source, start, end, own, problem))
-    used = {
-        path_column,
-        source_column,
-        start_column,
-        end_column,
-        named,
-        "split",
-        "subset",
-        *label_columns,
-    }
+    used = {path_column, source_column, start_column, end_column, named, *label_columns}
+    used |= {"split", "subset"}
     notes = [f"labels: the column {named!r} is read as {column}"] if named else []
     if duration:
         notes.append(f"clips end at {start_column!r} + {duration!r}, in seconds")
@@ -167,9 +159,12 @@ def _add_class_names(
     return class_ids.renumber(videos, column, *class_ids.assign(ids, options, path))
 
 
-def _find_file(row, column: str, folder: str, files: FileFinder | None, where: str):
-    """Returns the path of a row's video, and the reason why it is missing, or ""."""
-    name = row[column] or ""
+def _find_file(row, columns: tuple[str, str | None], folder, files: FileFinder | None, where: str):
+    """Returns the path of a row's video, and the reason why it is not found, or "".
+
+    `columns` has the names of the column with the video and of that with the class, if any.
+    """
+    name, class_name = (row[column] or "" if column else "" for column in columns)
     if not name.strip():
         raise UserError(f"{where}: the path is empty")
     if row.get("record"):
@@ -178,8 +173,9 @@ def _find_file(row, column: str, folder: str, files: FileFinder | None, where: s
         raise UserError(f"{where}: {name} is remote: train on this manifest directly")
     if files is None or name.lower().endswith(VIDEO_EXTENSIONS):
         return locate(folder, name, where), ""
-    file = files.find([name.strip()], "")
-    return (file, "") if file else (os.path.join(folder, name), describe_missing([name]))
+    found = files.find([name.strip()], class_name.strip())
+    problem = describe_problem(found, [name])
+    return (os.path.join(folder, name) if problem else found[0]), problem
 
 
 def _read_label_column(path: Path, table: Table, column: str | None, options: ListOptions):

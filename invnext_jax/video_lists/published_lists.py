@@ -12,7 +12,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, text_tables
 from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS
 from invnext_jax.video_lists.text_tables import Table, parse_seconds
-from invnext_jax.video_lists.video_files import FileFinder, check_names, describe_missing, locate
+from invnext_jax.video_lists.video_files import FileFinder, check_names, describe_problem, locate
 from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoList
 
 HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
@@ -86,15 +86,16 @@ def read_kinetics(path: Path, table: Table, options: ListOptions) -> VideoList:
             trimmed = ["{}_{:06d}_{:06d}".format(name, *times), "{}_{}_{}".format(name, *times)]
             # In HACS, windows may begin and end at fractions of a second.
             stems = trimmed * (times == (start, end)) + stems
-        if trimmed := files.find(stems[:-2], class_name):
-            entries.append(VideoEntry(trimmed, source, labels=labels))
-        elif file := files.find(stems[-2:], class_name):
-            may_be_trimmed = start is not None and end is not None
-            entries.append(VideoEntry(file, source, start, end, labels, "", may_be_trimmed))
-        else:
+        trimmed = files.find(stems[:-2], class_name)
+        found = trimmed or files.find(stems[-2:], class_name)
+        if problem := describe_problem(found, stems[:-1]):
             missing = os.path.join(files.folder, stems[0])
-            problem = describe_missing(stems[:-1])
             entries.append(VideoEntry(missing, source, labels=labels, problem=problem))
+        elif trimmed:
+            entries.append(VideoEntry(*trimmed, source, labels=labels))
+        else:
+            may_be_trimmed = start is not None and end is not None
+            entries.append(VideoEntry(*found, source, start, end, labels, "", may_be_trimmed))
     return VideoList(entries, ids, ids_file)
 
 
@@ -128,10 +129,10 @@ def read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
 
 def _find_entry(files: FileFinder, name: str, class_name: str, source: str, ids, task: str):
     labels = class_ids.make_labels(ids, class_name, task)
-    if file := files.find([name], class_name):
-        return VideoEntry(file, source, labels=labels)
-    missing, problem = os.path.join(files.folder, name), describe_missing([name])
-    return VideoEntry(missing, source, labels=labels, problem=problem)
+    found = files.find([name], class_name)
+    problem = describe_problem(found, [name])
+    file = os.path.join(files.folder, name) if problem else found[0]
+    return VideoEntry(file, source, labels=labels, problem=problem)
 
 
 def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | None:

@@ -75,14 +75,54 @@ class FileFinder:
         for file in scan_folder(folder).videos:
             self._by_stem[os.path.splitext(os.path.basename(file))[0]].append(file)
 
-    def find(self, stems: Sequence[str], class_name: str) -> str | None:
-        """Returns a file whose stem is one of `stems`, preferably from the class's folder."""
-        files = [file for stem in stems for file in self._by_stem.get(stem, ())]
-        folders = {class_name, class_name.replace(" ", "_")}
-        in_class = [f for f in files if os.path.basename(os.path.dirname(f)) in folders]
-        return next(iter(in_class or files), None)
+    def find(self, names: Sequence[str], class_name: str) -> list[str]:
+        """Returns the files that a video may refer to; several if the names are ambiguous.
+
+        Files in a folder named after the class are preferred, then files directly in `folder`. Two
+        links to the same file are not ambiguous.
+
+        Args:
+          names: Possible names without extension, the preferred one first. A name may begin with
+            folders, which must then be the end of the file's folder.
+          class_name: Class of the video, or "".
+        """
+        folders = {class_name, class_name.replace(" ", "_")} - {""}
+        found = [(name, self._find_name(name)) for name in names]
+        in_class = [
+            (name, [f for f in files if os.path.basename(os.path.dirname(f)) in folders])
+            for name, files in found
+        ]
+        return next((self._drop_links(*pair) for pair in in_class + found if pair[1]), [])
+
+    def _find_name(self, name: str) -> list[str]:
+        files = self._by_stem.get(os.path.basename(name), ())
+        end = os.path.join(os.sep, os.path.normpath(name))
+        return [file for file in files if os.path.splitext(file)[0].endswith(end)]
+
+    def _drop_links(self, name: str, files: list[str]) -> list[str]:
+        """Returns the files directly in the folder if there are any, each file once."""
+        named = os.path.join(self.folder, os.path.normpath(name))
+        files = [file for file in files if os.path.splitext(file)[0] == named] or files
+        first = {}
+        for file in files if len(files) > 1 else ():
+            first.setdefault(os.path.realpath(file), file)
+        return list(first.values()) or files
 
 
-def describe_missing(stems: Iterable[str]) -> str:
-    """Returns a message that no file was found for a video."""
-    return f"no video file is named {' or '.join(stems)}"
+def describe_problem(files: Sequence[str], names: Iterable[str]) -> str:
+    """Returns a message that a video has no file or several; "" if it has one.
+
+    Args:
+      files: Output of `FileFinder.find`.
+      names: Names of the video.
+    """
+    if len(files) == 1:
+        return ""
+    name = " or ".join(names)
+    if not files:
+        return f"no video file is named {name}"
+    shown = ", ".join(map(ascii, files[:3])) + (", ..." if len(files) > 3 else "")
+    return (
+        f"{len(files)} video files are named {name} ({shown}): set --videos to the folder of one "
+        "of them, or add the extension"
+    )

@@ -55,6 +55,39 @@ def test_kinetics_without_labels(tmp_path):
     assert read_entries(path, tmp_path) == [("abc.mp4", "kinetics", 1.0, 11.0)]
 
 
+def test_ids_of_several_files_are_not_resolved_by_their_order(tmp_path):
+    """`train` and `val` have files of the same names."""
+    videos = tmp_path / "v"
+    touch(videos, "train/0.mp4", "val/0.mp4", "val/1.mp4", "2.mp4", "old/2.mp4", "a.avi", "a.mp4")
+    (videos / "linked.mp4").symlink_to(videos / "val" / "1.mp4")
+    (videos / "val" / "linked.mp4").symlink_to(videos / "val" / "1.mp4")
+    (videos / "old" / "linked.mp4").symlink_to(videos / "val" / "1.mp4")
+    names = ["0", "1", "2", "a", "val/0", "old/0", "linked"]
+    captions, ssv2, table = tmp_path / "a.jsonl", tmp_path / "b.json", tmp_path / "c.csv"
+    captions.write_text("".join(json.dumps({"video": n, "caption": "c"}) + "\n" for n in names))
+    ssv2.write_text(json.dumps([{"id": name} for name in names]))
+    table.write_text("video_id,other\n" + "".join(f"{name},1\n" for name in names))
+    kinetics = tmp_path / "d.csv"
+    kinetics.write_text("youtube_id,label\n" + "".join(f"{name},run\n" for name in names))
+    for path in (captions, ssv2, table, kinetics):
+        listing = read(path, videos=str(videos))
+        assert [(e.path.removeprefix(f"{videos}/"), bool(e.problem)) for e in listing.entries] == [
+            *(("0", True), ("val/1.mp4", False), ("2.mp4", False), ("a", True)),
+            *(("val/0.mp4", False), ("old/0", True), ("linked.mp4", False)),
+        ]
+        problem = listing.entries[0].problem
+        assert problem.startswith(f"2 video files are named 0 ('{videos}/train/0.mp4', ")
+        assert problem.endswith("set --videos to the folder of one of them, or add the extension")
+
+
+def test_tables_of_ids_prefer_the_folder_of_the_class(tmp_path):
+    touch(tmp_path, "run/0.mp4", "jump/0.mp4", "jump/1.mp4")
+    path = tmp_path / "list.csv"
+    path.write_text("video_id,label\n0,run\n0,jump\n1,run\n")
+    found = [entry.path for entry in read(path).entries]
+    assert found == [str(tmp_path / file) for file in ("run/0.mp4", "jump/0.mp4", "jump/1.mp4")]
+
+
 SSV2 = [
     {
         "id": "78687",
