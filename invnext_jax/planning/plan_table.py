@@ -65,14 +65,16 @@ def _gb(size: float) -> str:
 
 def _compiled_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns the rows of a compiled step; none without it."""
+    if "xla_argument_bytes" not in plan:
+        return []
+    used = plan["xla_argument_bytes"] + plan["xla_temporary_bytes"]
     rows = [
-        (name.replace("_", " "), _gb(value))
-        for name, value in plan.items()
-        if name.startswith("xla_") and name.endswith("bytes")
+        ("xla argument bytes", _gb(plan["xla_argument_bytes"])),
+        ("xla temporary bytes", _gb(plan["xla_temporary_bytes"])),
+        ("xla bytes", f"{_gb(used)}, {used / plan['peak_bytes']:.2f} of the plan"),
     ]
-    if "xla_peak_bytes" in plan:
-        peak, planned = plan["xla_peak_bytes"], plan["peak_bytes"]
-        rows[-1] = ("xla peak bytes", f"{_gb(peak)}, {peak / planned:.2f} of the plan")
+    if plan.get("xla_peak_bytes"):
+        rows.append(("xla peak bytes", _gb(plan["xla_peak_bytes"])))
     for kind, total in plan.get("xla_collectives", {}).items():
         rows.append((f"xla {kind}", f"{total['times']} times, {_gb(total['sent_bytes'])} sent"))
     return rows
