@@ -29,8 +29,9 @@ from benchmarks.fuzzing.container_mutations import mutate
 from benchmarks.fuzzing.fuzz_readers import READERS, CheckFile, name_file
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError, count_cores
+from invnext_jax.workers.supervisor import SupervisedWorker
 from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
-from invnext_jax.workers.worker_pool import OrderedPool, SupervisedWorker
+from invnext_jax.workers.worker_pool import OrderedPool
 
 FRAMES, HEIGHT, WIDTH = 20, 48, 64
 TIMEOUT = 60.0  # seconds for one file and all readers; CPU time has a lower limit

@@ -1,6 +1,6 @@
-"""Compares the input pipeline with simple PyAV decoding loops and PyTorch's DataLoader.
+"""Compares the input pipeline with simple PyAV decoding loops, PyTorch's DataLoader and Grain.
 
-    python benchmarks/loader.py [--seconds=3] [--rounds=5] [--workers=0] [--quick]
+    python benchmarks/loader.py [--mode=decode] [--seconds=3] [--rounds=5] [--workers=0] [--quick]
 
 All readers read the same clips: 16 frames of 224 x 224, sampled sparsely (over the whole video) or
 densely (every fourth frame). The files are raw (340 x 256 and 720p, with few key frames) or
@@ -10,6 +10,9 @@ each reader contains every clip once. Only one reader runs at a time. Ratios are
 round, and their median over rounds is reported, so that other load on the machine affects all
 readers equally. The other libraries need the extra `bench`; missing libraries are listed. The
 benchmark prints a table and, as its last line, a JSON object.
+
+`--mode=parent` measures without decoding how many clips per second the training process can take
+from its workers, see `loader_parent`.
 """
 
 import collections
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import loader_measures as measures
+import loader_parent
 import loader_readers as readers
 import loader_videos as videos
 import numpy as np
@@ -36,6 +40,9 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.video import frame_converter
 from invnext_jax.workers.process_worker import count_cores
 
+_MODE = flags.DEFINE_enum(
+    "mode", "decode", ["decode", "parent"], "What is measured: decoding, or the training process."
+)
 _SECONDS = flags.DEFINE_float(
     "seconds", 3.0, "Approximate seconds per measurement.", lower_bound=0.1
 )
@@ -159,6 +166,10 @@ def open_readers(
     for count in sorted({1, workers} | {2**i for i in range(workers.bit_length() - 1)}):
         pipeline = measures.open_pipeline(case.manifest, case.sampling, count, batch)
         opened[f"pipeline, {count} workers"] = count, pipeline
+    opened[_grain(workers)] = (
+        workers,
+        measures.open_grain(case.manifest, case.sampling, workers, batch),
+    )
     for name, read in BARE.items():
         made[name] = functools.partial(measures.measure_bare, read, single)
     processes = measures.BareProcesses("plan", single, workers)
@@ -168,6 +179,10 @@ def open_readers(
         stack.callback(reader.close)
         made[name] = functools.partial(reader.measure, clips(count), bare_rate * count)
     return made
+
+
+def _grain(workers: int) -> str:
+    return f"Grain, {workers} workers"
 
 
 def _processes(workers: int) -> str:
@@ -229,6 +244,7 @@ def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
         cases[case] = {
             "pipeline_vs_bare": divide(mine, ceiling),
             "pipeline_vs_bare_processes": divide(mine, clips(case, _processes(workers))),
+            "pipeline_vs_grain": divide(mine, clips(case, _grain(workers))),
             "cpu_vs_bare": divide(cpu(case, ours), cpu(case, bare)),
         }
         for peer in present_peers():
@@ -256,6 +272,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     workers = _WORKERS.value or count_cores()
     rounds = 1 if _QUICK.value else _ROUNDS.value
+    if _MODE.value == "parent":
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = workers, _BATCH.value, rounds, _SECONDS.value
+            result = loader_parent.run(Path(folder), *arguments)
+        print(json.dumps(result | {"workers": workers, "load_average": os.getloadavg()[0]}))
+        return
     peers = {peer: readers.absent(peer) for peer in PEERS}
     for peer, reason in peers.items():
         if reason:

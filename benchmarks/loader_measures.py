@@ -105,6 +105,13 @@ def open_pipeline(manifest: Path, sampling: str, workers: int, batch: int) -> Ba
     return Batches(iterator, batch, iterator.close)
 
 
+def open_grain(manifest: Path, sampling: str, workers: int, batch: int) -> Batches:
+    """Opens Grain's `mp_prefetch` with this package's order and loading function."""
+    dataset = make_dataset(manifest, sampling, workers, batch)
+    iterator = readers.open_grain(dataset.mixture.order, dataset._load, workers, batch)
+    return Batches(iterator, batch, iterator.close)
+
+
 def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
     """Makes the training dataset of this package over the rows of a manifest."""
     config = common.data()

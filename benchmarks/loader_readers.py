@@ -4,6 +4,7 @@ Worker processes import this module.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from PIL import Image
 from invnext_jax.data import clips
 
 FRAMES, STRIDE, SIZE, SHORT = 16, 4, 224, 256
+PREFETCH = 4  # clips that are prefetched per process, as in the default config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,23 @@ class CenterClip:
     def __call__(self, record, seeds):
         """Returns the center clips of a row."""
         return self.load(record, (None,) * len(seeds))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadyClip:
+    """Returns a finished clip without decoding, to measure everything else."""
+
+    def __call__(self, record, seeds):
+        """Returns the clip of a row."""
+        numbers = {"index": record.index, **record.labels}
+        columns = {name: np.full(len(seeds), value, np.int32) for name, value in numbers.items()}
+        return {"video": _ready_video(len(seeds)), **columns}
+
+
+@functools.lru_cache(maxsize=1)
+def _ready_video(clips: int) -> np.ndarray:
+    shape = (clips, FRAMES, SIZE, SIZE, 3)
+    return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
 
 
 def _open(path: str):
@@ -118,6 +137,42 @@ def time_bare(name: str, rows: list[Row]) -> tuple[float, float]:
     for row in rows:
         read_bare(name, row)
     return time.perf_counter() - start, time.process_time() - start_cpu
+
+
+class _GrainLoad:
+    """Calls a loading function of this package for Grain; returns one clip without an axis for it.
+
+    Args:
+      load: The function, as for `pipeline.make_train_dataset`.
+    """
+
+    def __init__(self, load):
+        self._load = load
+
+    def __call__(self, position: int, record) -> dict[str, np.ndarray]:
+        clips = self._load(record, ((0, position),))
+        return {name: value[0] for name, value in clips.items()}
+
+
+def open_grain(order, load, workers: int, batch: int):
+    """Returns an iterator over batches of Grain's `mp_prefetch` with a loading function of ours.
+
+    Each process decodes in one thread. The batches are assembled in this process, so that the order
+    does not depend on the number of processes.
+
+    Args:
+      order: A `grain.MapDataset` of the rows of a manifest.
+      load: As for `pipeline.make_train_dataset`. It must not return a `BadClip`.
+      workers: Number of processes.
+      batch: Number of clips in a batch.
+    """
+    import grain
+
+    clips = order.map_with_index(_GrainLoad(load)).to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    )
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH)
+    return iter(clips.mp_prefetch(options).batch(batch))
 
 
 def absent(peer: str) -> str:

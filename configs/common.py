@@ -345,6 +345,10 @@ def data() -> ml_collections.ConfigDict:
             # Sampling weight of each source, ((source, weight), ...). (): all videos have the same
             # weight.
             "weights": (),
+            # How the videos are shuffled in each epoch. 0: globally. N: the files are shuffled, and
+            # their rows in blocks of at most N, so that only the shards of one block are read at a
+            # time. See [data.md](data.md#order).
+            "shuffle_block_size": 0,
             "repeats": 1,  # Number of clips cut from a video each time it is decoded.
             "frames": 16,  # Frames per clip.
             # How frames are chosen. "sparse": one frame from each of `data.frames` equal segments
@@ -377,8 +381,9 @@ def data() -> ml_collections.ConfigDict:
                 "ssv2": {"flip": False},  # Its labels depend on left and right.
                 "world": {"flip": False},  # Its labels depend on left and right.
             },
-            # Number of decoding processes with one thread each. -1: one per core, at most 16. 0:
-            # threads of the training process, in which a clip that hangs blocks its thread forever.
+            # Number of decoding processes with one thread each. -1: one per core, divided among the
+            # processes of the run that share the cores. 0: threads of the training process, in
+            # which a clip that hangs blocks its thread forever.
             "workers": -1,
             "prefetch": 4,  # Number of clips prefetched per worker.
             # Time limit in seconds for decoding the clips of one video, and for each read of its

@@ -197,14 +197,11 @@ def _train(
         train_step, diagnose = _compile(run, pending[0])
         reporter.start([*train_step.out_info[1], *(diagnose.out_info if diagnose else ())])
     stop_and_save.reset_timer(run.step)
-
-    def next_batch() -> dict[str, jax.Array]:
-        return pending.pop() if pending else _next_batch(run, reporter, preemption)
-
+    reporter.log(run.data_iter.describe_workers())
     run_steps(
         lambda state, batch: train_step(state, run.frozen, batch, run.root_key, run.schedule),
         run.state,
-        iter(next_batch, None),
+        iter(lambda: pending.pop() if pending else _next_batch(run, reporter, preemption), None),
         total_steps=run.config.total_steps,
         first_step=run.step,
         callbacks=_RunCallbacks(run, reporter, stop_and_save, watchdog, profiler, diagnose),

@@ -30,7 +30,7 @@ from invnext_jax.monitoring import metrics_file, parameter_table, profiling
 from invnext_jax.monitoring.strips_process import CheckpointStrips
 from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
-from invnext_jax.multihost.distributed import log_on_process_0
+from invnext_jax.multihost.distributed import count_sharing_processes, log_on_process_0
 from invnext_jax.multihost.stop_and_save import Preemption
 from invnext_jax.stages import initialization, registry
 from invnext_jax.training import mesh as mesh_lib
@@ -80,9 +80,8 @@ def train(
             loop.run_loop(run, preemption, watchdog, stack)
     records = metrics_file.read_metrics(run.records.folder)
     first = evaluated_videos.first_comparable_step(run.checkpointer.record)
-    if run.step >= run.config.total_steps and (
-        change := online_evaluation.describe_change(records, first)
-    ):
+    finished = run.step >= run.config.total_steps
+    if finished and (change := online_evaluation.describe_change(records, first)):
         log_on_process_0(change)
     if run.step and int(run.state.skipped) == run.step:
         raise NonFiniteError(
@@ -248,6 +247,7 @@ def _make_dataset(
         batch_size=config.batch_size,
         positions=mesh_lib.batch_positions(mesh, config.batch_size),
         bad_videos=bad_videos,
+        processes=count_sharing_processes(),
     )
 
 

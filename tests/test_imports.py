@@ -103,7 +103,7 @@ LAYERS = {
     "data": [
         {"pipeline"},
         {"train_dataset"},
-        {"storage_retries", "train_iterator"},
+        {"storage_retries", "train_iterator", "train_order"},
         {"bad_videos"},
         {"clips"},
         {"sources", "held_out"},
@@ -112,14 +112,15 @@ LAYERS = {
         {"access_rules"},
         {"video_io"},
         {"decode", "shards", "index_files"},
-        {"files", "color_jitter", "columns"},
+        {"files", "columns"},
     ],
     "video": [
         {"frame_converter", "frame_index"},
-        {"demux", "jpeg", "packet_headers"},
+        {"demux", "jpeg", "packet_headers", "color_jitter"},
     ],
     "workers": [
         {"worker_pool"},
+        {"supervisor"},
         {"process_worker"},
         {"worker_main", "cpu_quota", "worker_environment"},
         {"messages", "time_limits"},

@@ -104,6 +104,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "checkpoint.best_mode": "min",
     "data.held_out": 0,
     "data.repeats": 1,
+    "data.shuffle_block_size": 0,
     "data.protocols": [],
     "data.other_hosts": False,
     "data.weights": [],

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax import sanitize
-from invnext_jax.data import color_jitter, decode, index_files, shards, video_io
+from invnext_jax.data import decode, index_files, shards, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources as sources_lib
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.synthetic_world import urls
-from invnext_jax.video import frame_converter
+from invnext_jax.video import color_jitter, frame_converter
 from invnext_jax.video.frame_converter import Window
 from invnext_jax.workers.results import are_arrays, register_result_type
 
@@ -244,8 +244,9 @@ class LoadClip:
         sizes = (data_config[name] for name in ("frames", "size", "short_side"))
         return cls(*sizes, transform, by_source, files)
 
-    def prefetch(self, record: VideoRecord) -> None:
-        """Reads a video of a shard into the operating system's page cache."""
+    def prefetch(self, record: VideoRecord, file_ahead: str = "") -> None:
+        """Reads a video of a shard, and another shard, into the operating system's page cache."""
+        shards.read_ahead(file_ahead)
         with contextlib.suppress(decode.BadVideo):  # reported when the video is loaded
             shards.read_example(record.path, record.record)
 
@@ -276,7 +277,6 @@ class LoadClip:
         missing = max(0, transform.count_span(self.frames) - sampler.frame_count)
         numbers = {"index": record.index, **record.labels, MISSING_FRAMES: missing}
         columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}
-        # Avoids a copy in the common case of a single clip.
         video_rthwc = np.stack(videos) if len(videos) > 1 else np.ascontiguousarray(videos[0])[None]
         return {"video": video_rthwc, **columns}
 

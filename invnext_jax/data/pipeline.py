@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from invnext_jax.data import access_rules, sources
 from invnext_jax.data import manifest as manifest_lib
@@ -20,12 +19,14 @@ from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BY_SOURCE_FIELDS, MISSING_FRAMES, BadClip, LoadClip
 from invnext_jax.data.held_out import training_rows
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
-from invnext_jax.data.train_dataset import Mixture, TrainDataset
+from invnext_jax.data.train_dataset import TrainDataset
+from invnext_jax.data.train_order import Mixture
 from invnext_jax.errors import UserError
-from invnext_jax.workers.process_worker import count_cores
-from invnext_jax.workers.worker_pool import SupervisedWorker, open_pool
+from invnext_jax.workers.supervisor import SupervisedWorker
+from invnext_jax.workers.worker_pool import count_workers, open_pool
 
-MAX_DEFAULT_WORKERS = 16  # maximum number of workers if config.data.workers is -1
+LEAST = {"frames": 1, "workers": -1, "prefetch": 1, "repeats": 1}  # smallest values of options
+LEAST |= {"held_out": 0, "shuffle_block_size": 0}
 
 
 def check_config(data_config) -> None:
@@ -34,8 +35,7 @@ def check_config(data_config) -> None:
     Raises:
       UserError: An option has an invalid value.
     """
-    least = {"frames": 1, "workers": -1, "prefetch": 1, "repeats": 1, "held_out": 0}
-    for name, bound in least.items():
+    for name, bound in LEAST.items():
         if data_config[name] < bound:
             raise UserError(f"config.data.{name}={data_config[name]} must be at least {bound}")
     if data_config.on_bad not in ("drop", "fail"):
@@ -86,6 +86,7 @@ def make_train_dataset(
     bad_videos: BadVideoTracker | None = None,
     load: Callable | None = None,
     rows: Sequence[int] | None = None,
+    processes: int = 1,
 ) -> TrainDataset:
     """Makes the training dataset: infinite shuffled batches with a resumable iterator.
 
@@ -99,6 +100,7 @@ def make_train_dataset(
       load: Replaces `LoadClip` in tests. It must be defined in an importable module.
       rows: Rows of the manifest to draw from, in ascending order. None selects all rows that
           `config.data.held_out` does not hold out.
+      processes: Number of processes that share the cores of this one, including it.
 
     Returns:
       A dataset of batches. Its iterator must be closed after use.
@@ -115,9 +117,9 @@ def make_train_dataset(
     if rows is None:
         rows = training_rows(manifest, data_config.held_out)
     return TrainDataset(
-        Mixture(manifest, data_config.weights, seed, rows),
+        Mixture(manifest, data_config.weights, seed, rows, data_config.shuffle_block_size),
         load or LoadClip.from_config(data_config, manifest),
-        workers=count_workers(data_config.workers),
+        workers=count_workers(data_config.workers, processes),
         prefetch=data_config.prefetch,
         clip_seconds=data_config.clip_seconds,
         seed=seed,
@@ -127,16 +129,6 @@ def make_train_dataset(
         bad_videos=bad_videos or BadVideoTracker.from_config(data_config),
         data_config=data_config,
     )
-
-
-def count_workers(requested: int) -> int:
-    """Returns the number of worker processes: `requested`, or one per core if it is -1."""
-    cores = count_cores()
-    if requested < 0:
-        return min(cores, MAX_DEFAULT_WORKERS)
-    if requested > cores:
-        logging.warning("config.data.workers=%d exceeds the %d cores", requested, cores)
-    return requested
 
 
 CROP_POSITIONS = {1: (None,), 3: (0.0, 0.5, 1.0)}  # number of views -> positions of their crops

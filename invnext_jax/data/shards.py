@@ -3,6 +3,7 @@
 A record is a `tf.train.Example`, as written by TFDS. The longest bytes value in it is the video.
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -77,6 +78,26 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
         if status.st_size and any(os.strerror(number) in str(error) for number in STORAGE_ERRNOS):
             raise BadVideo(f"{name}: {error}", "unreadable") from error
         raise BadVideo(f"{name}: damaged record: {error}", "corrupt") from error
+
+
+@functools.lru_cache(maxsize=MAX_OPEN)
+def read_ahead(path: str) -> None:
+    """Starts to read a whole file into the page cache, unless this process did so before.
+
+    The operating system reads in the background. It ignores the request if memory is scarce.
+
+    Args:
+      path: The file, or "" for none.
+    """
+    if not path or not hasattr(os, "posix_fadvise"):
+        return
+    with contextlib.suppress(OSError, ValueError):  # reported when a record is read
+        files_lib.check_kind(os.stat(path), path)
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
 
 
 def iterate_records(path: str | os.PathLike) -> Iterator[tuple[dict[str, bytes | list], bytes]]:

@@ -23,8 +23,8 @@ from invnext_jax.data.bad_videos import STALLED
 from invnext_jax.data.clips import BadClip, Seed
 from invnext_jax.data.manifest import Manifest, split_names
 from invnext_jax.workers.process_worker import WorkerDiedError
+from invnext_jax.workers.supervisor import SupervisedWorker
 from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
-from invnext_jax.workers.worker_pool import SupervisedWorker
 
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice as long as the previous one
 LOG_SECONDS = 30.0  # minimum time between two equal log lines

@@ -202,6 +202,17 @@ class TrainIterator:
             + "re-encode the videos with prepare_data.py shards, which decode several times faster"
         )
 
+    def describe_workers(self) -> str:
+        """Describes the workers and their memory after the first batch, for the log."""
+        memory = self._pool.peak_memory() / 2**20 if self._pool else 0
+        workers = self._dataset.workers
+        if not workers:
+            return f"data: {IN_PROCESS_THREADS} threads of this process"
+        return (
+            f"data: {workers} workers on {count_cores()} cores, with at most {memory:.0f} MiB of "
+            "memory each after the first batch"
+        )
+
     def summary(self) -> str:
         """Returns a summary of clips and workers for the log; "" before the first batch."""
         if self._pool is None:

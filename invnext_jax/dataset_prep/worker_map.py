@@ -9,8 +9,9 @@ from typing import Any
 from invnext_jax.data import video_io
 from invnext_jax.data.storage_retries import StorageMonitor, call_with_retries, other_rows
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
+from invnext_jax.workers.supervisor import SupervisedWorker
 from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
-from invnext_jax.workers.worker_pool import OrderedPool, SupervisedWorker
+from invnext_jax.workers.worker_pool import OrderedPool
 
 
 @dataclasses.dataclass(frozen=True)

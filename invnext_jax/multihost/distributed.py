@@ -31,7 +31,7 @@ from invnext_jax.multihost import host_check
 
 TIMEOUT_SECONDS = 300.0
 _SHUTDOWN_SECONDS = 60  # how long an exiting process waits for the others
-_HOST_PREFIX = "invnext_jax/host/"
+_HOST_PREFIX, _CORES_PREFIX = "invnext_jax/host/", "invnext_jax/cores/"
 # Environment variables of an srun task, which JAX also reads.
 _SLURM_NUMBERS = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _SLURM_VARIABLES = ("SLURM_STEP_NODELIST", *_SLURM_NUMBERS)
@@ -84,8 +84,9 @@ def initialize(
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     if jax.process_count() > 1:
-        key = _HOST_PREFIX + str(jax.process_index())
-        key_value_client().key_value_set(key, socket.gethostname())
+        index = str(jax.process_index())
+        key_value_client().key_value_set(_HOST_PREFIX + index, socket.gethostname())
+        key_value_client().key_value_set(_CORES_PREFIX + index, _describe_cores())
 
 
 def find_distributed_config(
@@ -215,6 +216,23 @@ def host_names() -> dict[int, str]:
     """Returns the host names of the processes of a multi-process run."""
     entries = key_value_client().key_value_dir_get(_HOST_PREFIX)
     return {int(key.rpartition("/")[2]): host for key, host in entries}
+
+
+def count_sharing_processes() -> int:
+    """Returns the number of processes, including this one, that may use the cores of this one.
+
+    Call it after all processes have started, for example after the first consensus.
+    """
+    if jax.process_count() == 1:
+        return 1
+    found = [cores for _, cores in key_value_client().key_value_dir_get(_CORES_PREFIX)]
+    return max(1, found.count(_describe_cores()))
+
+
+def _describe_cores() -> str:
+    """Returns the host of this process and the cores to which it is bound, as text."""
+    bound = hasattr(os, "sched_getaffinity")
+    return f"{socket.gethostname()} {sorted(os.sched_getaffinity(0)) if bound else []}"
 
 
 def key_value_client() -> "jax_distributed.DistributedRuntimeClient":

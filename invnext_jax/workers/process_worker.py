@@ -93,7 +93,7 @@ class ProcessWorker:
         self.pid = self._process.pid
         self._reader = messages.AnswerReader(self._connection)
         self._function, self._is_valid = function, getattr(function, "is_valid", None)
-        self._ready, self._broken = False, False
+        self._ready, self._broken, self._prefetched = False, False, None
         self._call_lock = threading.Lock()
 
     def call(self, task: tuple, timeout: float) -> Any:
@@ -110,16 +110,18 @@ class ProcessWorker:
             return self._call(task, timeout)
 
     def prefetch(self, task: tuple) -> None:
-        """Starts `function.prefetch(*task)` in a thread of the process. Its result is discarded."""
-        with self._call_lock, contextlib.suppress(OSError):
-            if self._ready:
-                self._send((task, None))
+        """Starts `function.prefetch(*task)` in a thread of the process, before the next call.
+
+        Its result is discarded.
+        """
+        self._prefetched = (task, None)  # sent with the next task, to save a system call
 
     def _call(self, task: tuple, timeout: float) -> Any:
         try:
             if not self._ready:
                 self._wait_for_start()
-            self._send((task, timeout))
+            self._send(*filter(None, (self._prefetched, (task, timeout))))
+            self._prefetched = None
             wait_for_result(self._reader.wait, self.clock, timeout)
             result, error = self._reader.decode(self._memory)
             if error is None and self._is_valid and not self._is_valid(result, *task):
@@ -132,14 +134,14 @@ class ProcessWorker:
             raise RuntimeError(f"in a data worker:\n{error}")
         return result
 
-    def _send(self, value: Any) -> None:
+    def _send(self, *values: Any) -> None:
         if self._broken:
             raise EOFError
         self._connection.settimeout(SEND_SECONDS)
         try:
-            self._connection.sendall(messages.dump_task(value))
+            self._connection.sendall(b"".join(map(messages.dump_task, values)))
         except OSError:
-            self._broken = True  # part of the value may have been sent
+            self._broken = True  # part of the values may have been sent
             raise
 
     def _wait_for_start(self) -> None:

@@ -13,123 +13,29 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError, WorkerStartError
-from invnext_jax.workers.time_limits import (
-    ReadStalledError,
-    ThreadWorker,
-    TimeLimitError,
-    WorkerClosedError,
-)
+from invnext_jax.workers.process_worker import ProcessWorker, count_cores
+from invnext_jax.workers.supervisor import SupervisedWorker
+from invnext_jax.workers.time_limits import ThreadWorker, WorkerClosedError
 
 IN_PROCESS_THREADS = 4
-MAX_FAILED_STARTS = 3  # consecutive failed starts after which the run ends
+RECENT_FILES = 64  # number of files that a worker is assumed to keep open
 LATE_SECONDS = 10  # time after the timeout before a warning is logged
 
 
-class SupervisedWorker:
-    """A worker that is replaced when it hangs, dies or does not start.
+def count_workers(requested: int, processes: int = 1) -> int:
+    """Returns the number of worker processes: `requested`, or one per core if it is -1.
 
     Args:
-      make_worker: Function that returns a new worker.
-      timeout: Time limit per call in seconds.
-      tries: Number of workers that may die while running the same task.
-
-    Attributes:
-      restarts: Number of replaced workers.
-      busy_seconds: Time that the worker spent on tasks.
-      read_seconds: Part of `busy_seconds` that the worker waited for storage.
+      requested: `config.data.workers`.
+      processes: Number of processes that share the cores of this one, including it.
     """
-
-    def __init__(self, make_worker: Callable[[], Any], timeout: float, tries: int = 2):
-        self._make_worker, self._timeout, self._tries = make_worker, timeout, tries
-        self._lock, self._closed = threading.Lock(), threading.Event()
-        self._failed_starts, self._peak_memory, self.restarts = 0, 0, 0
-        self.busy_seconds, self.read_seconds = 0.0, 0.0
-        self._worker = make_worker()
-
-    def __call__(self, *task: Any) -> Any:
-        """Runs a task, and repeats it if its worker dies.
-
-        Raises:
-          TimeLimitError: The task exceeded the timeout, excluding the time of its reads.
-          ReadStalledError: A read of the task exceeded the timeout.
-          WorkerDiedError: `tries` workers died while running the task.
-          WorkerStartError: Workers do not start.
-          WorkerClosedError: `close` was called.
-        """
-        deaths = 0
-        while True:
-            try:
-                result = self._measure_call(task)
-            except (TimeLimitError, ReadStalledError):
-                self._replace()
-                raise
-            except WorkerDiedError:
-                self._replace()
-                deaths += 1
-                if deaths == self._tries:
-                    raise
-            except WorkerStartError:
-                self._replace()
-                self._failed_starts += 1
-                if self._failed_starts == MAX_FAILED_STARTS:
-                    raise
-            else:
-                self._failed_starts = 0
-                return result
-
-    def _measure_call(self, task: tuple) -> Any:
-        clock, start = self._worker.clock, time.monotonic()
-        read_before = clock.total()
-        try:
-            return self._worker.call(task, self._timeout)
-        finally:
-            self.busy_seconds += time.monotonic() - start
-            self.read_seconds += clock.total() - read_before
-
-    def prefetch(self, *task: Any) -> None:
-        """Lets the worker read the file of a later task while it runs the next task."""
-        self._worker.prefetch(task)
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether the worker is currently waiting for storage."""
-        return bool(self._worker.clock.read_start)
-
-    def pause(self, seconds: float) -> None:
-        """Sleeps for `seconds`, or until `close` is called.
-
-        Raises:
-          WorkerClosedError: `close` was called.
-        """
-        if self._closed.wait(seconds):
-            raise WorkerClosedError
-
-    def _replace(self) -> None:
-        self.peak_memory()
-        with self._lock:
-            if self._closed.is_set():
-                raise WorkerClosedError
-            self.restarts += 1
-        self._worker.close()
-        worker = self._make_worker()
-        with self._lock:
-            self._worker, closed = worker, self._closed.is_set()
-        if closed:
-            worker.close()
-            raise WorkerClosedError
-
-    def peak_memory(self) -> int:
-        """Returns the peak memory in bytes of any of its workers."""
-        self._peak_memory = max(self._peak_memory, self._worker.peak_memory())
-        return self._peak_memory
-
-    def close(self) -> None:
-        """Stops the worker without replacing it."""
-        with self._lock:
-            self._closed.set()
-            worker = self._worker
-        worker.close()
+    cores = count_cores()
+    if requested < 0:
+        return max(1, cores // processes)
+    if requested * processes > cores:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        logging.warning("config.data.workers=%d%s exceeds the %d cores", requested, each, cores)
+    return requested
 
 
 class OrderedPool:
@@ -143,6 +49,8 @@ class OrderedPool:
       workers: Number of workers.
       ahead: Maximum number of results that are being computed or have not been read yet.
       timeout: Time limit per call in seconds.
+      file_of_task: Function of the task's number that returns the file it reads. If given, workers
+          prefer tasks whose file they have read recently, so that they open fewer files.
     """
 
     def __init__(
@@ -153,8 +61,13 @@ class OrderedPool:
         workers: int,
         ahead: int,
         timeout: float,
+        file_of_task: Callable[[int], str] | None = None,
     ):
         self._run_task, self._ahead, self._timeout = run_task, ahead, timeout
+        self._file_of_task = file_of_task
+        # Tasks that no worker has started, with their files, and how often the first was skipped.
+        self._waiting: list[tuple[int, str | None]] = []
+        self._skipped = 0
         self._lock, self._closed = threading.Lock(), False
         self._room, self._ready = threading.Condition(self._lock), threading.Condition(self._lock)
         self._next_task, self._next_result = 0, 0
@@ -170,14 +83,39 @@ class OrderedPool:
         # Workers ignore the signals that stop this process, so they must be closed when it exits.
         atexit.register(self.close)
 
+    def _pop_task(self, files: dict[str, None]) -> int | None:
+        """Returns the next task for a worker, or None if there is none yet.
+
+        Args:
+          files: The files that the worker has read, the latest one last. It is updated.
+        """
+        while self._next_task < self._next_result + self._ahead:
+            file = self._file_of_task and self._file_of_task(self._next_task)
+            self._waiting.append((self._next_task, file))
+            self._next_task += 1
+        if not self._waiting:
+            return None
+        place = 0
+        if self._file_of_task and self._skipped < len(self._workers):
+            known = (place for place, (_, file) in enumerate(self._waiting) if file in files)
+            place = next(known, 0)
+        self._skipped = self._skipped + 1 if place else 0
+        number, file = self._waiting.pop(place)
+        if file is not None:
+            files.pop(file, None)
+            files[file] = None
+            if len(files) > RECENT_FILES:
+                del files[next(iter(files))]
+        return number
+
     def _run_tasks(self, worker: SupervisedWorker) -> None:
+        files = {}
         while True:
             with self._lock:
-                while not self._closed and self._next_task >= self._next_result + self._ahead:
+                while not self._closed and (number := self._pop_task(files)) is None:
                     self._room.wait()
                 if self._closed:
                     return
-                number, self._next_task = self._next_task, self._next_task + 1
             start = time.perf_counter()
             try:
                 result = self._run_task(number, worker)
@@ -262,6 +200,7 @@ def open_pool(
     prefetch: int,
     timeout: float,
     protocols: Collection[str] = (),
+    file_of_task: Callable[[int], str] | None = None,
 ) -> OrderedPool:
     """Starts a pool whose workers run `function`.
 
@@ -272,6 +211,7 @@ def open_pool(
       prefetch: Number of prefetched results per process; with threads, the total number.
       timeout: As in `OrderedPool`.
       protocols: As in `ProcessWorker`.
+      file_of_task: As in `OrderedPool`.
     """
     start = functools.partial(ProcessWorker, protocols=protocols) if workers else ThreadWorker
     count = workers or IN_PROCESS_THREADS
@@ -281,4 +221,5 @@ def open_pool(
         workers=count,
         ahead=count + prefetch * max(1, workers),
         timeout=timeout,
+        file_of_task=file_of_task,
     )

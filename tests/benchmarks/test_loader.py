@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-KEYS = {"pipeline_vs_bare", "pipeline_vs_bare_processes", "cpu_vs_bare"}
+KEYS = {"pipeline_vs_bare", "pipeline_vs_bare_processes", "pipeline_vs_grain", "cpu_vs_bare"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_last_line_holds_the_ratios(tmp_path):
+def run_benchmark(*arguments):
+    """Returns the output of a short run and the JSON object in its last line."""
     command = [sys.executable, "benchmarks/loader.py", "--quick", "--seconds=0.1", "--workers=1"]
     done = subprocess.run(
-        [*command, "--kinds=raw_256,prepared", f"--folder={tmp_path}"],
+        [*command, *arguments],
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
@@ -23,7 +23,23 @@ def test_the_last_line_holds_the_ratios(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    return done, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_cost_of_a_clip_in_the_parent_is_measured():
+    _, result = run_benchmark("--mode=parent", "--batch=2")
+    assert result["clip_bytes"] == 16 * 224 * 224 * 3
+    for reader in ("pipeline", "grain"):
+        cpu = result[reader]["parent_cpu_ms_per_clip"]
+        assert result[reader]["clips_per_cpu_second"] == pytest.approx(1000 / cpu)
+        copies = cpu / 1000 * result["copy_gb_per_cpu_second"] * 1e9 / result["clip_bytes"]
+        assert result[reader]["copies"] == pytest.approx(copies)
+        assert result[reader]["clips_per_second"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_last_line_holds_the_ratios(tmp_path):
+    done, result = run_benchmark("--kinds=raw_256,prepared", f"--folder={tmp_path}")
     peers = {"pyav", "decord"} - set(result["absent"])
     wanted = KEYS | {f"pipeline_vs_dataloader_{peer}" for peer in peers}
     both = {"prepared_vs_raw_dense", "prepared_vs_raw_sparse"}

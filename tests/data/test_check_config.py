@@ -18,7 +18,8 @@ def error_of(**fields):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("frames", 0), ("workers", -2), ("prefetch", 0), ("repeats", 0)]
+    ("field", "value"),
+    [("frames", 0), ("workers", -2), ("prefetch", 0), ("repeats", 0), ("shuffle_block_size", -1)],
 )
 def test_counts_have_a_least_value(field, value):
     assert f"config.data.{field}={value} must be at least" in error_of(**{field: value})

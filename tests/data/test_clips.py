@@ -5,8 +5,8 @@ import pytest
 from fakes import FixedSampler
 
 from configs import common
-from invnext_jax.data import clips, color_jitter, decode, manifest
-from invnext_jax.video import demux, frame_converter
+from invnext_jax.data import clips, decode, manifest
+from invnext_jax.video import color_jitter, demux, frame_converter
 
 
 @pytest.fixture

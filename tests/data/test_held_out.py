@@ -9,7 +9,7 @@ import pytest
 from configs import common
 from invnext_jax.data import held_out, pipeline
 from invnext_jax.data.manifest import read_manifest
-from invnext_jax.data.train_dataset import Mixture
+from invnext_jax.data.train_order import Mixture
 from invnext_jax.errors import UserError
 
 WORLD = "world:simple/val?videos=40"

@@ -17,6 +17,7 @@ BATCH, BAD = 12, (3, 8, 21)
 CASES = {
     "plain": {},
     "mixed": {"weights": (("a", 1.0), ("b", 4.0)), "repeats": 3},
+    "blocks": {"shuffle_block_size": 10},
 }
 SCRIPT = """
 import json, sys

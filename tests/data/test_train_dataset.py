@@ -11,7 +11,7 @@ from fakes import ROWS, FakeLoad
 
 from invnext_jax.data import bad_videos as bad_videos_lib
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import pipeline, train_dataset
+from invnext_jax.data import pipeline, train_order
 from invnext_jax.errors import UserError
 
 read_batches = functools.partial(next_batches, batch_size=6, load=FakeLoad())
@@ -174,7 +174,7 @@ def manifest(tmp_path):
 
 
 def order(manifest, weights, count, seed=0, start=0):
-    mix = train_dataset.Mixture(manifest, weights, seed)
+    mix = train_order.Mixture(manifest, weights, seed)
     return [mix.get_video(number, 0) for number in range(start, start + count)]
 
 
@@ -219,7 +219,7 @@ def test_equal_sources_are_not_shuffled_alike(tmp_path):
 
 
 def test_substitutes_follow_the_shares(manifest):
-    mix = train_dataset.Mixture(manifest, (("a", 1), ("b", 6), ("c", 3)), seed=0)
+    mix = train_order.Mixture(manifest, (("a", 1), ("b", 6), ("c", 3)), seed=0)
     counts = collections.Counter(mix.get_video(n, a).source for n in range(300) for a in (1, 2, 3))
     deviation = np.sqrt(900 * 0.25)
     for name, share in (("a", 0.1), ("b", 0.6), ("c", 0.3)):
@@ -243,12 +243,12 @@ def test_substitutes_follow_the_shares(manifest):
 )
 def test_errors_of_weights_are_one_sentence(weights, text, manifest):
     with pytest.raises(UserError, match=text) as caught:
-        train_dataset.Mixture(manifest, weights, 0)
+        train_order.Mixture(manifest, weights, 0)
     assert "\n" not in str(caught.value)
 
 
 def test_table_contains_rows_shares_epochs_and_options(manifest):
-    mix = train_dataset.Mixture(manifest, (("a", 1), ("b", 3), ("c", 1)), seed=0)
+    mix = train_order.Mixture(manifest, (("a", 1), ("b", 3), ("c", 1)), seed=0)
     head, *lines = mix.table(30_000, "<{}>".format).splitlines()
     assert head.split() == ["source", "rows", "share", "epochs", "options"]
     assert [line.split() for line in lines] == [
@@ -256,5 +256,5 @@ def test_table_contains_rows_shares_epochs_and_options(manifest):
         ["b", "1,000", "60.00%", "18.00", "<b>"],
         ["c", "300", "20.00%", "20.00", "<c>"],
     ]
-    plain = train_dataset.Mixture(manifest, (), seed=0).table(3800, str).splitlines()
+    plain = train_order.Mixture(manifest, (), seed=0).table(3800, str).splitlines()
     assert [line.split()[3] for line in plain[1:]] == ["2.00"] * 3

@@ -1,13 +1,14 @@
 """The state of the iterator, and the memory of batches."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
 from batches import assert_equal, next_batches
 from fakes import FakeLoad
 
-from invnext_jax.data import train_iterator
+from invnext_jax.data import pipeline, train_iterator
 from invnext_jax.errors import UserError
 
 read_batches = functools.partial(next_batches, batch_size=6, load=FakeLoad())
@@ -76,3 +77,14 @@ def test_memory_is_recycled_after_the_last_reference():
     del part
     again = memory.empty((2, 6), np.float32)  # the same number of bytes
     assert again.ctypes.data == place and again.shape == (2, 6) and again.dtype == np.float32
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_memory_of_the_workers_is_known_after_the_first_batch(workers, config):
+    config.workers = workers
+    iterator = iter(pipeline.make_train_dataset(config, seed=0, batch_size=6, load=FakeLoad()))
+    next(iterator)
+    text = iterator.describe_workers()
+    iterator.close()
+    pattern = r"data: 1 workers on \d+ cores, with at most [1-9]\d* MiB of memory each after .*"
+    assert re.fullmatch(pattern if workers else "data: 4 threads of this process", text)

@@ -210,3 +210,18 @@ def test_missing_host_is_named():
     assert [out for _, out, _ in ended] == ["passed\n"] * 2
     message = f"error: process 1 (host {HOST}) did not arrive at the second barrier within 1 s"
     assert message in ended[0][2]
+
+
+def test_processes_that_share_cores_are_counted(monkeypatch):
+    assert distributed.count_sharing_processes() == 1
+    mine = distributed._describe_cores()
+    assert mine.startswith(HOST)
+
+    class Client:
+        def key_value_dir_get(self, prefix):
+            cores = [mine, "another [0, 1]", mine, f"{HOST} [99]"]
+            return [(f"{prefix}{number}", value) for number, value in enumerate(cores)]
+
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 4)
+    monkeypatch.setattr(distributed, "key_value_client", Client)
+    assert distributed.count_sharing_processes() == 2

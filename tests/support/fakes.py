@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import functools
 import gc
 import importlib
 import os
@@ -13,6 +14,7 @@ import time
 import numpy as np
 from hostile_workers import Attack
 
+from invnext_jax.data import shards
 from invnext_jax.data.clips import BadClip
 from invnext_jax.workers.time_limits import reading
 
@@ -35,7 +37,8 @@ class FakeLoad:
     slow_reads: tuple[float, ...] = ()  # duration of each read in seconds
     prefetch_log: str = ""  # file to which the prefetched videos are appended
 
-    def prefetch(self, record):
+    def prefetch(self, record, file_ahead=""):
+        del file_ahead
         with open(self.prefetch_log, "a") as file:
             file.write(f"{record.name}\n")
 
@@ -63,9 +66,28 @@ class FakeLoad:
             pathlib.Path(self.dies_once).touch()
             os._exit(3)
         clips = len(seeds)
-        video = np.full((clips, 2, 64, 64, 3), record.index, np.uint8)
+        video = np.full((clips, 2, 64, 64, 3), record.index % 256, np.uint8)
         seed = np.array([seed or () for seed in seeds])
         return {"video": video, "index": np.full(clips, record.index, np.int32), "seed": seed}
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenCountingLoad:
+    """Reads a record of a shard, and returns how many files its process has opened for that."""
+
+    max_open: int  # number of shards that stay open
+
+    def __call__(self, record, seeds):
+        open_shard = _open_shards(self.max_open)
+        open_shard(record.path).read([record.record])
+        numbers = {"process": os.getpid(), "opened": open_shard.cache_info().misses}
+        numbers["index"] = record.index
+        return {name: np.full(len(seeds), value, np.int32) for name, value in numbers.items()}
+
+
+@functools.lru_cache
+def _open_shards(max_open):
+    return functools.lru_cache(max_open)(shards._new_reader)
 
 
 @dataclasses.dataclass

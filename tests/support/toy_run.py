@@ -162,6 +162,9 @@ class _HookedIterator(grain.DatasetIterator):
     def describe_wait(self):
         return ""
 
+    def describe_workers(self):
+        return ""
+
     def counts(self):
         return {"dropped_videos": 0, "short_clips": 0, "failed_reads": 0}
 

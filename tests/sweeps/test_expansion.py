@@ -12,7 +12,7 @@ from configs import stage1
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.data.held_out import training_rows
 from invnext_jax.data.manifest import read_manifest
-from invnext_jax.data.train_dataset import Mixture
+from invnext_jax.data.train_order import Mixture
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import identity
 from invnext_jax.sweeps.arms import Arm, Column, Step, chain

@@ -5,8 +5,8 @@ from hostile_workers import INVALID, Attack, read_forever, send_part, shrink_mem
 
 from invnext_jax.workers import time_limits
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
+from invnext_jax.workers.supervisor import SupervisedWorker
 from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
-from invnext_jax.workers.worker_pool import SupervisedWorker
 
 
 @pytest.fixture

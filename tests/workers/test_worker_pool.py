@@ -160,3 +160,55 @@ def test_count_cores_respects_the_cpu_quota(monkeypatch):
     for quota, expected in ((math.inf, cores), (0.5, 1), (0.001, 1), (cores - 0.5, cores)):
         monkeypatch.setattr(workers, "read_cpu_quota", lambda quota=quota: quota)
         assert workers.count_cores() == expected
+
+
+def test_default_workers_are_the_cores_divided_among_the_processes(monkeypatch, caplog):
+    count = worker_pool_lib.count_workers
+    monkeypatch.setattr(worker_pool_lib, "count_cores", lambda: 96)
+    assert [count(-1, n) for n in (1, 8, 200)] == [96, 12, 1]
+    assert count(0) == 0 and count(12, 8) == 12 and not caplog.records
+    assert count(13, 8) == 13
+    assert "config.data.workers=13 in each of 8 processes exceeds the 96 cores" in caplog.text
+
+
+def make_closed_pool(file_of_task, **fields):
+    """Returns a pool whose workers have ended, with all tasks waiting."""
+    pool = worker_pool_lib.OrderedPool(
+        lambda number, _: number,
+        lambda: time_limits.ThreadWorker(sleep_and_report),
+        file_of_task=file_of_task,
+        timeout=60,
+        **fields,
+    )
+    pool.close()
+    pool._waiting, pool._next_task, pool._next_result, pool._skipped = [], 0, 0, 0
+    return pool
+
+
+def test_workers_prefer_the_files_that_they_have_read():
+    pool = make_closed_pool(lambda number: "ab"[number % 2], workers=2, ahead=8)
+    one, other = {}, {}
+    assert [pool._pop_task(files) for files in (one, other, one, one, other, other)] == [
+        *(0, 1, 2, 4),
+        *(3, 5),
+    ]
+    assert one == {"a": None} and other == {"b": None}
+
+
+def test_results_are_in_order_if_workers_prefer_files():
+    pool = worker_pool_lib.OrderedPool(
+        lambda number, worker: worker(number, 0.001)["number"],
+        lambda: time_limits.ThreadWorker(sleep_and_report),
+        workers=3,
+        ahead=10,
+        timeout=60,
+        file_of_task=lambda number: str(number % 4),
+    )
+    assert [pool.next_result() for _ in range(60)] == list(range(60))
+    pool.close()
+
+
+def test_a_task_is_not_skipped_forever():
+    pool = make_closed_pool(lambda number: "b" if number == 2 else "a", workers=2, ahead=8)
+    files = {}
+    assert [pool._pop_task(files) for _ in range(9)] == [0, 1, 3, 4, 2, 5, 6, 7, None]

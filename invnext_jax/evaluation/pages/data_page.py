@@ -28,7 +28,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources as sources_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
-from invnext_jax.data.train_dataset import Mixture
+from invnext_jax.data.train_order import Mixture
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import visualization
 from invnext_jax.evaluation.pages import report

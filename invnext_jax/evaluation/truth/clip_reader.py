@@ -24,8 +24,8 @@ from invnext_jax.video.demux import BadVideo
 from invnext_jax.video.frame_converter import Window
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
 from invnext_jax.workers.results import are_arrays
+from invnext_jax.workers.supervisor import SupervisedWorker
 from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
-from invnext_jax.workers.worker_pool import SupervisedWorker
 
 SECONDS = 60.0  # default time limit for a clip
 

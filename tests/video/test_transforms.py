@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from invnext_jax.data import clips, color_jitter
-from invnext_jax.video import frame_converter
+from invnext_jax.data import clips
+from invnext_jax.video import color_jitter, frame_converter
 from invnext_jax.video.frame_converter import Window
 
 
