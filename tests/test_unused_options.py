@@ -89,7 +89,8 @@ ALWAYS_USED = {
     *("seed", "total_steps", "batch_size", "init_from", "accumulate", "dtype", "attention"),
     *("init_gain", "remat", "scan_unroll", "ema.decay", "data.manifest", "data.weights"),
     *("data.repeats", "data.frames", "data.size", "data.workers", "data.prefetch", "data.on_bad"),
-    *("data.clip_seconds", "data.held_out", "eval.every_steps", "init_sizes"),
+    *("data.clip_seconds", "data.held_out", "data.shuffle_block_size", "eval.every_steps"),
+    "init_sizes",
     *(f"encoder.{n}" for n in ("width", "depth", "heads", "mlp_width", "drop_path", "patch")),
     *(f"encoder.{n}" for n in ("size", "frames", "class_tokens", "layer_scale")),
     *("encoder.pool_heads", "encoder.pool_width"),  # the pool is a part of each model
