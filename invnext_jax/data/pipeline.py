@@ -128,6 +128,7 @@ def make_train_dataset(
         positions=range(batch_size) if positions is None else positions,
         bad_videos=bad_videos or BadVideoTracker.from_config(data_config),
         data_config=data_config,
+        processes=processes,
     )
 
 

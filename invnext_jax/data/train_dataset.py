@@ -54,6 +54,7 @@ class TrainDataset:
         repeats: int,
         bad_videos: BadVideoTracker,
         data_config: Mapping[str, Any],
+        processes: int = 1,
     ):
         self.batch_size, self.global_batch = len(positions), batch_size
         if self.batch_size % repeats:
@@ -69,6 +70,8 @@ class TrainDataset:
                 "processes: set it to a divisor of the number of clips per device, or change "
                 "config.batch_size"
             )
+        # Otherwise, every host would read whole shards, of which it needs only a small part.
+        self._reads_shards_ahead = 2 * self.batch_size * processes >= self.global_batch
         self.mixture, self.bad_videos, self.repeats = mixture, bad_videos, repeats
         self.storage = StorageMonitor()
         self._seed, self._load, self._config = seed, load, data_config
@@ -138,12 +141,13 @@ class TrainDataset:
     def _read_ahead(self, number: int, worker: SupervisedWorker) -> None:
         """Lets a worker read a later video of a shard into the page cache while it decodes.
 
-        With a block shuffle, it also reads a whole shard of the next block.
+        With a block shuffle, it also reads a whole shard of the next block, if the processes of
+        this host load at least half of the clips.
         """
         position = self._first_clip_of(number) // self.repeats
         record = self.mixture.get_video(position)
         if record.record is not None:
-            file = self.mixture.get_file_ahead(position)
+            file = self.mixture.get_file_ahead(position) if self._reads_shards_ahead else None
             worker.prefetch(record, *([file] if file is not None else []))
 
     def _load_group(

@@ -121,6 +121,22 @@ def test_batches_are_equal_after_a_resume_and_on_several_processes(listed, weigh
     assert_equal(joined, full)
 
 
+@pytest.mark.parametrize(("positions", "processes"), [(6, 1), (2, 2), (2, 1)])
+def test_whole_shards_are_read_ahead_if_the_host_loads_most_clips(
+    positions, processes, listed, tmp_path
+):
+    config, log = common.data(), tmp_path / "log"
+    log.touch()
+    config.update(manifest=str(listed[0]), workers=1, shuffle_block_size=BLOCK)
+    fields = {"positions": range(positions), "processes": processes}
+    next_batches(config, 8, batch_size=6, load=FakeLoad(prefetch_log=str(log)), **fields)
+    lines = log.read_text().splitlines()
+    names = {str(listed[0].parent / f"{file}.array_record") for file in range(len(SIZES))}
+    ahead = {line.removeprefix("ahead ") for line in lines if line.startswith("ahead ")}
+    assert ahead <= names and bool(ahead) == (positions * processes >= 3)
+    assert any(not line.startswith("ahead ") for line in lines)
+
+
 @pytest.fixture(scope="module")
 def small_shards(tmp_path_factory):
     """The path of a manifest of 12 shards with 128 short records each."""

@@ -38,9 +38,8 @@ class FakeLoad:
     prefetch_log: str = ""  # file to which the prefetched videos are appended
 
     def prefetch(self, record, file_ahead=""):
-        del file_ahead
         with open(self.prefetch_log, "a") as file:
-            file.write(f"{record.name}\n")
+            file.write(f"{record.name}\n" + (f"ahead {file_ahead}\n" if file_ahead else ""))
 
     def __call__(self, record, seeds):
         for seconds in self.slow_reads:
