@@ -1,15 +1,37 @@
-"""Small SVG charts of a run's metrics.jsonl for a web page."""
+"""Small SVG charts of a run's metrics.jsonl for a web page.
 
+This is the only module that imports Matplotlib, which reads the file `matplotlibrc` of the current
+folder while it is imported. Commands are often run in the folder of somebody else's run, so the
+import takes place in another folder.
+"""
+
+import contextlib
 import dataclasses
 import io
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+@contextlib.contextmanager
+def _in_folder(path: Path) -> Iterator[None]:
+    """Changes the current folder. In contrast to `contextlib.chdir`, it may have been deleted."""
+    current = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(path)
+        yield
+    finally:
+        os.fchdir(current)
+        os.close(current)
+
+
+with _in_folder(Path(__file__).parent):
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 # These colors can be distinguished by color-blind readers.
 COLORS = ("#1f5f99", "#c8502d", "#3c8f5a", "#8a5fb0", "#b58900", "#5b6770")
@@ -166,7 +188,9 @@ def draw_lines(
     positions = range(len(series)) if positions is None else positions
     log = log and any(value > 0 for points in series for _, value in points)
     all_steps = {step for points in series for step, _ in points}
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # settings of the user could start LaTeX
+        matplotlib.rcParams.update(STYLE | {"svg.hashsalt": salt})
         figure = Figure(figsize=(4.2, 2.1), layout="constrained")
         axes = figure.add_subplot()
         for position, points in zip(positions, series, strict=True):

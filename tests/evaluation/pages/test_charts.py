@@ -1,7 +1,11 @@
 """Charts show the logged metrics."""
 
 import math
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -91,3 +95,36 @@ def test_metrics_that_no_chart_shows_cost_no_pass_over_the_records():
     [chart] = charts.make_charts(records, "a")
     assert chart["title"] == "Loss"
     assert Record.reads <= 2 * len(records)
+
+
+def test_a_matplotlibrc_in_the_current_folder_has_no_effect(tmp_path):
+    log, latex = tmp_path / "latex.log", tmp_path / "bin" / "latex"
+    latex.parent.mkdir()
+    latex.write_text(f"#!/bin/sh\necho started >> {log}\nexit 1\n")
+    latex.chmod(0o755)
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    settings = "text.usetex: True\nlines.linestyle: --\naxes.facecolor: red\nfont.family: serif\n"
+    (hostile / "matplotlibrc").write_text(settings)
+    path = os.pathsep.join([str(latex.parent), os.environ["PATH"]])
+    root = str(Path(charts.__file__).parents[3])
+    code = (
+        "import os; from invnext_jax.evaluation.pages import charts; "
+        "print(os.getcwd()); print(charts.draw_lines([[(1, 2.0), (2, 1.0)]], False, 'a'))"
+    )
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": root}
+    command = [sys.executable, "-P", "-c", code]
+    shown = subprocess.run(
+        command, cwd=hostile, env=environment, capture_output=True, text=True, check=True
+    )
+    folder, _, svg = shown.stdout.partition("\n")
+    assert Path(folder) == hostile  # the folder is restored
+    assert svg.strip() == charts.draw_lines([[(1, 2.0), (2, 1.0)]], False, "a").strip()
+    assert not log.exists()
+
+
+def test_settings_of_the_user_have_no_effect():
+    expected = charts.draw_lines([[(1, 2.0), (2, 1.0)]], False, "a")
+    with charts.matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red"}):
+        assert charts.draw_lines([[(1, 2.0), (2, 1.0)]], False, "a") == expected
+        assert charts.matplotlib.rcParams["text.usetex"]
