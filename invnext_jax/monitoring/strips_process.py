@@ -35,9 +35,11 @@ class StripsProcess:
     def __init__(self, arguments: Sequence[str]):
         with contextlib.ExitStack() as stack:
             self._output = stack.enter_context(tempfile.TemporaryFile())
+            path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, *arguments],
-                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                # -P: do not import from the current folder, which may be that of a foreign run.
+                [sys.executable, "-P", "-m", _MODULE, *arguments],
+                env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,

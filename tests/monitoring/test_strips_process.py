@@ -1,5 +1,6 @@
 """Clips of checkpoints are drawn by another process, whose failures do not affect the run."""
 
+import contextlib
 import sys
 import time
 
@@ -23,12 +24,23 @@ def module(tmp_path, monkeypatch):
     popen = strips_process.subprocess.Popen
 
     def run(command, **options):
-        assert command[:3] == [sys.executable, "-m", "invnext_jax.watching.make_strips"]
+        assert command[:4] == [sys.executable, "-P", "-m", "invnext_jax.watching.make_strips"]
         assert options["env"]["JAX_PLATFORMS"] == "cpu"
-        return popen([sys.executable, str(script), *command[3:]], **options)
+        return popen([sys.executable, str(script), *command[4:]], **options)
 
     monkeypatch.setattr(strips_process.subprocess, "Popen", run)
     return write
+
+
+def test_modules_in_the_current_folder_are_not_imported(tmp_path, monkeypatch):
+    for name in ("colorsys", "argparse"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(strips_process, "_MODULE", "colorsys")
+    with contextlib.closing(StripsProcess([])) as process:
+        process.wait(60)
+        assert process.describe_failure() == ""
+    assert not (tmp_path / "imported").exists()
 
 
 def test_each_checkpoint_is_drawn(module, tmp_path):
