@@ -1,10 +1,11 @@
 """Compares the class names of several manifests, so that a class id has one meaning in all."""
 
 import collections
+import json
 import os
 from collections.abc import Mapping, Sequence
 
-from invnext_jax import sanitize
+from invnext_jax import regular_file, sanitize
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
@@ -16,11 +17,15 @@ from invnext_jax.synthetic_world import files as world_files
 from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.spec import SPLITS, WorldSpec
 
+CLASS_NAMES_SUFFIX = ".classes.json"
+MAX_NAME = 1000  # maximum number of characters of a class name
+MAX_NAMES_BYTES = 2**26  # maximum size of a file of class names
+
 
 def compare_manifests(
     names: Sequence[str], tasks: Sequence[str], rules: AccessRules = DEFAULT_RULES
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Compares the class names of manifests (see `columns.read_manifest_classes`).
+    """Compares the class names of manifests (see `read_manifest_classes`).
 
     Args:
       names: The manifests, see `manifest.list_manifests`.
@@ -48,10 +53,7 @@ def compare_manifests(
                 continue
             first, first_ids = known.setdefault(task, (name, ids))
             if conflict := describe_class_conflict(first_ids, ids):
-                cure = (
-                    "index the second manifest again with "
-                    f"--classes={columns_lib.class_names_path(first)}"
-                )
+                cure = f"index the second manifest again with --classes={class_names_path(first)}"
                 if _read_world(first) or _read_world(name):
                     cure = "use worlds of the same level, or other tasks"
                 raise UserError(
@@ -87,19 +89,19 @@ def _read_classes(name: str, columns: Sequence[str], notes: list[str]) -> dict[s
             LABEL_PREFIX + task: {label: number for number, label in enumerate(labels)}
             for task, labels in spec.classes.items()
         }
-    ids = columns_lib.read_manifest_classes(name)
+    ids = read_manifest_classes(name)
     return {} if ids is None else {column_of_names(columns): ids}
 
 
 def _read_remote(name: str, notes: list[str]) -> dict[str, int] | None:
     """Reads the class ids by name next to a remote manifest; None if there are none."""
-    address = columns_lib.class_names_path(name)
+    address = class_names_path(name)
     try:
         with files_lib.open_remote(address) as file:
-            content = file.read(columns_lib.MAX_NAMES_BYTES + 1)
-        if len(content) > columns_lib.MAX_NAMES_BYTES:
-            raise ValueError(f"it has more than {columns_lib.MAX_NAMES_BYTES:,} bytes")
-        return columns_lib.parse_class_names(content, is_json=True)
+            content = file.read(MAX_NAMES_BYTES + 1)
+        if len(content) > MAX_NAMES_BYTES:
+            raise ValueError(f"it has more than {MAX_NAMES_BYTES:,} bytes")
+        return parse_class_names(content, is_json=True)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -141,3 +143,64 @@ def describe_class_conflict(first: Mapping[str, int], second: Mapping[str, int])
         if names.get(number, name) != name:
             return f"number {number} is {names[number]!r} in one and {name!r} in the other"
     return ""
+
+
+def class_names_path(manifest: str | os.PathLike) -> str:
+    """Returns the path or remote address of the class names that belong to a manifest."""
+    return os.fspath(manifest).removesuffix(".csv") + CLASS_NAMES_SUFFIX
+
+
+def read_class_names(path: str | os.PathLike) -> dict[str, int]:
+    """Reads a file of class names; raises OSError, or ValueError as in `parse_class_names`."""
+    content = regular_file.read_bytes(path, MAX_NAMES_BYTES)
+    return parse_class_names(content, is_json=os.fspath(path).endswith(".json"))
+
+
+def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, int]:
+    """Parses class names: a JSON object of ids by name, a JSON list, or one name per line.
+
+    Raises:
+      ValueError: The format is not one of these, two names have the same id, or an id is not a
+        class, or a name has more than `MAX_NAME` characters.
+    """
+    text = content.decode("utf-8-sig")
+    try:
+        content = json.loads(text) if is_json else text.split("\n")
+        if isinstance(content, dict):
+            content = {str(name): int(number) for name, number in content.items()}
+        "".join(content).encode()
+        longest = max(map(len, content), default=0)
+    except UnicodeEncodeError as error:
+        raise ValueError("a name contains a surrogate, which is not a character") from error
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError("it must map names to integers, or list names") from error
+    if longest > MAX_NAME:
+        raise ValueError(f"a name has {longest:,} characters, more than {MAX_NAME:,}")
+    if isinstance(content, dict):
+        names = content
+        if len(set(names.values())) < len(names):
+            raise ValueError("two names have the same number")
+        if names and not 0 <= min(names.values()) <= max(names.values()) <= columns_lib.MAX_CLASS:
+            raise ValueError(f"a number is not between 0 and {columns_lib.MAX_CLASS}")
+        return names
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ValueError("it must map names to integers, or list names")
+    stripped = [name.strip() for name in content]
+    return {name: number for number, name in enumerate(filter(None, stripped))}
+
+
+def read_manifest_classes(manifest: str | os.PathLike) -> dict[str, int] | None:
+    """Returns the class ids by name that belong to a local manifest, or None if there are none.
+
+    Raises:
+      UserError: The file of class names is damaged.
+    """
+    path = class_names_path(manifest)
+    if not os.path.isfile(path):
+        return None
+    try:
+        return read_class_names(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): index the list again, or remove the file"
+        ) from error

@@ -1,32 +1,27 @@
-"""Columns of manifests: checks of their names, labels, and class names.
+"""Columns of manifests: checks of their names, and of labels.
 
 Only `path`, `source`, `start`, `end`, `record` and `label_<task>` are read. launch/prepare_data.py
-writes the `INFORMATIVE` columns for the user. Class names are in `<manifest>.classes.json`.
+writes the `INFORMATIVE` columns for the user.
 """
 
 import difflib
 import functools
-import json
 import math
-import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
-from invnext_jax import csv_text, regular_file, sanitize
+from invnext_jax import csv_text, sanitize
 from invnext_jax.errors import UserError
 
-CLASS_NAMES_SUFFIX = ".classes.json"
 NO_LABEL = -1
 _BLANK = ("", "nan", "none", "null", "na", "n/a")  # in lower case, as pandas and others write them
 LABEL_PREFIX = "label_"
 MAX_COLUMNS = 1000
 MAX_LISTED = 20  # maximum number of columns in the warning about columns that are not read
 MAX_CLASS = 2**31 - 1  # labels are int32
-MAX_NAME = 1000  # maximum number of characters of a class name
-MAX_NAMES_BYTES = 2**26  # maximum size of a file of class names
 READ = ("path", "source", "start", "end", "record")
 INFORMATIVE = (
     *("duration", "frames", "width", "height", "fps", "codec", "rotation", "mirrored", "sar"),
@@ -116,6 +111,27 @@ def refuse_ranges(where: str, columns: Iterable[str], read: Collection[str]) -> 
                 f"{meant!r} and give it in seconds if clips should be cut from this part of each "
                 f"file, or rename it to {'original_' + meant!r} to use whole files"
             )
+
+
+def refuse_segments(where: str, entry: Mapping[str, Any]) -> None:
+    """Raises an error if a field of a JSON object seems to contain the start or end of a clip.
+
+    Args:
+      where: The file, for the message, such as "list a.json".
+      entry: The object. Fields that are null are ignored.
+    """
+    fields = tuple(name for name, value in entry.items() if value is not None)
+    if name := _find_range_field(fields):
+        raise UserError(
+            f"{where} has a field {name!r}, which is not read: cut the videos into files if they "
+            f"have several segments, or rename it to {'original_' + name!r} to use whole videos"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _find_range_field(fields: tuple[str, ...]) -> str:
+    ranges = (f for f in fields if _is_whole_range(f) or _find_meant(f) in _RANGE_WORDS)
+    return next(ranges, "")
 
 
 def _is_known(name: str) -> bool:
@@ -234,64 +250,3 @@ def parse_seconds_cell(text: str | None, line: str, column: str) -> float:
     if seconds < 0 or math.isinf(seconds):
         raise UserError(f"{line}: {text} in column {column!r} must be finite and at least 0")
     return seconds
-
-
-def class_names_path(manifest: str | os.PathLike) -> str:
-    """Returns the path or remote address of the class names that belong to a manifest."""
-    return os.fspath(manifest).removesuffix(".csv") + CLASS_NAMES_SUFFIX
-
-
-def read_class_names(path: str | os.PathLike) -> dict[str, int]:
-    """Reads a file of class names; raises OSError, or ValueError as in `parse_class_names`."""
-    content = regular_file.read_bytes(path, MAX_NAMES_BYTES)
-    return parse_class_names(content, is_json=os.fspath(path).endswith(".json"))
-
-
-def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, int]:
-    """Parses class names: a JSON object of ids by name, a JSON list, or one name per line.
-
-    Raises:
-      ValueError: The format is not one of these, two names have the same id, or an id is not a
-        class, or a name has more than `MAX_NAME` characters.
-    """
-    text = content.decode("utf-8-sig")
-    try:
-        content = json.loads(text) if is_json else text.split("\n")
-        if isinstance(content, dict):
-            content = {str(name): int(number) for name, number in content.items()}
-        "".join(content).encode()
-        longest = max(map(len, content), default=0)
-    except UnicodeEncodeError as error:
-        raise ValueError("a name contains a surrogate, which is not a character") from error
-    except (TypeError, OverflowError, RecursionError) as error:
-        raise ValueError("it must map names to integers, or list names") from error
-    if longest > MAX_NAME:
-        raise ValueError(f"a name has {longest:,} characters, more than {MAX_NAME:,}")
-    if isinstance(content, dict):
-        names = content
-        if len(set(names.values())) < len(names):
-            raise ValueError("two names have the same number")
-        if names and not 0 <= min(names.values()) <= max(names.values()) <= MAX_CLASS:
-            raise ValueError(f"a number is not between 0 and {MAX_CLASS}")
-        return names
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError("it must map names to integers, or list names")
-    stripped = [name.strip() for name in content]
-    return {name: number for number, name in enumerate(filter(None, stripped))}
-
-
-def read_manifest_classes(manifest: str | os.PathLike) -> dict[str, int] | None:
-    """Returns the class ids by name that belong to a local manifest, or None if there are none.
-
-    Raises:
-      UserError: The file of class names is damaged.
-    """
-    path = class_names_path(manifest)
-    if not os.path.isfile(path):
-        return None
-    try:
-        return read_class_names(path)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): index the list again, or remove the file"
-        ) from error

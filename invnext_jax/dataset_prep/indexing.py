@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax.csv_text import format_csv
-from invnext_jax.data import columns as columns_lib
-from invnext_jax.data import index_files, manifest
+from invnext_jax.data import class_names, index_files, manifest
 from invnext_jax.dataset_prep import duplicates, probe_cache, probing, video_flags
 from invnext_jax.dataset_prep.csv_files import (
     check_overwrite,
@@ -238,7 +237,7 @@ def _write_outputs(
     texts[sidecar_path(out, "frames", "jsonl")] = index_files.format_lines(pairs)
     if videos.classes is not None:
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
-        texts[Path(columns_lib.class_names_path(out))] = text
+        texts[Path(class_names.class_names_path(out))] = text
     check_overwrite(out, texts[out], overwrite)
     for path, text in reversed(texts.items()):  # the manifest marks a complete run
         write_csv(path, text)

@@ -12,7 +12,6 @@ from etils import epath
 
 from invnext_jax import csv_text
 from invnext_jax.data import class_names, video_io
-from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_files import read_json, write_text
@@ -88,7 +87,7 @@ def write_metadata(
     lengths = {"lengths": [len(report.written) for report in reports], "size": size}
     write_text(_lengths_path(plan), json.dumps(lengths) + "\n")
     _write_dataset_info(plan)
-    copy_class_names(plan.manifests, out / f"{plan.split}{columns_lib.CLASS_NAMES_SUFFIX}")
+    copy_class_names(plan.manifests, out / f"{plan.split}{class_names.CLASS_NAMES_SUFFIX}")
     path = out / f"{plan.split}.csv"
     write_text(path, _format_manifest(plan, manifest, reports))
     return ShardSummary(str(path), plan.rows, written, quarantined, size, reused, len(damaged))
@@ -99,7 +98,7 @@ def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
     ids: dict[str, int] = {}
     for name in manifests:
         local = not video_io.is_remote(name) and not video_io.is_world(name)
-        own = columns_lib.read_manifest_classes(name) if local else None
+        own = class_names.read_manifest_classes(name) if local else None
         if own is None:
             return
         if conflict := class_names.describe_class_conflict(ids, own):

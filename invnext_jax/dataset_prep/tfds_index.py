@@ -16,8 +16,8 @@ from absl import logging
 from etils import epath
 
 from invnext_jax import csv_text
+from invnext_jax.data import class_names, decode, shards
 from invnext_jax.data import columns as columns_lib
-from invnext_jax.data import decode, shards
 from invnext_jax.dataset_prep import csv_files, indexing, tfds_metadata
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_files import write_text
@@ -96,7 +96,7 @@ def index_dataset(
     csv_files.check_overwrite(out, text, options.overwrite)
     if len(label_columns) == 1 and (names := _class_ids(folder, info.features)):
         content = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
-        write_text(epath.Path(columns_lib.class_names_path(out)), content)
+        write_text(epath.Path(class_names.class_names_path(out)), content)
     write_text(epath.Path(out), text)
     return TfdsIndexSummary(out, len(records), len(good), len(bad))
 

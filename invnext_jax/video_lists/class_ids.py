@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from invnext_jax.data import class_names
-from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoList
 
@@ -34,11 +33,11 @@ def normalize(name: str, where: str) -> str:
 
 
 def check_length(name: str, where: str) -> None:
-    """Raises `UserError` if a class name has more than `columns.MAX_NAME` characters."""
-    if len(name) > columns_lib.MAX_NAME:
+    """Raises `UserError` if a class name has more than `class_names.MAX_NAME` characters."""
+    if len(name) > class_names.MAX_NAME:
         raise UserError(
             f"{where}: the class name {name[:20]!a}... has {len(name):,} characters, more than "
-            f"{columns_lib.MAX_NAME:,}: shorten it"
+            f"{class_names.MAX_NAME:,}: shorten it"
         )
 
 
@@ -77,7 +76,7 @@ def assign(
 
 def _read_file(path: str) -> dict[str, int]:
     try:
-        return {normalize(name, path): n for name, n in columns_lib.read_class_names(path).items()}
+        return {normalize(name, path): n for name, n in class_names.read_class_names(path).items()}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--classes={path} cannot be read: {error}") from error
 
@@ -128,12 +127,12 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     """
     if videos.classes is None or options.classes:
         return videos
-    own, column = Path(columns_lib.class_names_path(out)), f"label_{options.task}"
+    own, column = Path(class_names.class_names_path(out)), f"label_{options.task}"
     found = {
-        os.fspath(file): columns_lib.read_manifest_classes(
-            os.fspath(file).removesuffix(columns_lib.CLASS_NAMES_SUFFIX) + ".csv"
+        os.fspath(file): class_names.read_manifest_classes(
+            os.fspath(file).removesuffix(class_names.CLASS_NAMES_SUFFIX) + ".csv"
         )
-        for file in sorted(out.parent.glob(f"*{columns_lib.CLASS_NAMES_SUFFIX}"))
+        for file in sorted(out.parent.glob(f"*{class_names.CLASS_NAMES_SUFFIX}"))
         if file.name != own.name and file.is_file()
     }
     shared = {file: ids for file, ids in found.items() if not videos.classes.keys().isdisjoint(ids)}

@@ -12,8 +12,8 @@ import os
 import re
 from pathlib import Path
 
+from invnext_jax.data import class_names, manifest
 from invnext_jax.data import columns as columns_lib
-from invnext_jax.data import manifest
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, published_lists, text_tables
 from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS, scan_folder
@@ -144,14 +144,14 @@ def _add_class_names(
     videos: VideoList, path: Path, label_columns: list[str], options: ListOptions
 ) -> VideoList:
     """Adds the class names stored next to a manifest. `--classes` overrides their ids."""
-    ids, column = columns_lib.read_manifest_classes(path), f"{manifest.LABEL_PREFIX}{options.task}"
+    ids, column = class_names.read_manifest_classes(path), f"{manifest.LABEL_PREFIX}{options.task}"
     if ids is None:
         return videos
     if label_columns != [column]:
-        names = columns_lib.class_names_path(path)
+        names = class_names.class_names_path(path)
         note = f"{names} is not read: set --task to the task of its label column"
         return dataclasses.replace(videos, notes=(*videos.notes, note))
-    file = columns_lib.class_names_path(path)
+    file = class_names.class_names_path(path)
     ids = {class_ids.normalize(name, file): number for name, number in ids.items()}
     videos = dataclasses.replace(videos, classes=ids, classes_file=file)
     if not options.classes:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from invnext_jax.data.columns import refuse_ranges
+from invnext_jax.data.columns import MAX_LISTED, refuse_ranges, refuse_segments
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, text_tables
 from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS
@@ -16,6 +16,7 @@ from invnext_jax.video_lists.video_files import FileFinder, check_names, describ
 from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoList
 
 HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
+CAPTION_FIELDS = {"video", "caption", "answer"}  # read from lists of captions
 MAX_LINE = 2**22  # maximum number of characters of a line of JSON
 _HMDB51_SPLITS = {"train": ("1",), "test": ("2",), "all": ("1", "2")}  # 0 means not used
 _UCF101_LINE = re.compile(
@@ -142,7 +143,7 @@ def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | N
     several captions is listed once. Returns None if the objects of a JSON list have no `video`.
     """
     try:
-        names = _read_names(path, text)
+        names, fields = _read_names(path, text)
     except (ValueError, TypeError, RecursionError):
         names = []
     if not names and path.suffix == ".jsonl":
@@ -153,6 +154,7 @@ def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | N
     if not names:
         return None
     refuse_split(path, options)
+    refuse_segments(f"list {path}", fields)
     check_names(names, f"list {path}", "video")
     folder, source = os.path.abspath(options.videos or path.parent), options.source or path.stem
     finder = functools.cache(lambda: FileFinder(folder))  # only if a name has no extension
@@ -163,23 +165,26 @@ def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | N
         for name in dict.fromkeys(names)
     ]
     repeated = len(names) - len(entries)
-    notes = (f"{repeated} further captions of the same videos",) if repeated else ()
-    return VideoList(entries, notes=notes)
+    notes = [f"{repeated} further captions of the same videos"] if repeated else []
+    if unread := sorted(fields.keys() - CAPTION_FIELDS):
+        notes.append(f"fields that are not read: {', '.join(map(ascii, unread[:MAX_LISTED]))}")
+    return VideoList(entries, notes=tuple(notes))
 
 
-def _read_names(path: Path, text: str) -> list[Any]:
-    """Returns the field `video` of each object of a JSON list or of JSON lines.
+def _read_names(path: Path, text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Returns `video` of each object of a JSON list or of JSON lines, and a value of each field.
 
     Raises:
       ValueError, TypeError, RecursionError: The text has another format.
     """
     lines = filter(str.strip, text_tables.split_lines(text))
-    names = []
+    names, fields = [], {}
     for row in map(_parse_line, lines) if path.suffix == ".jsonl" else json.loads(text):
         if not isinstance(row, dict) or (not names and "video" not in row):
             raise ValueError('not an object with "video"')
         names.append(row.get("video"))
-    return names
+        fields |= {name: value for name, value in row.items() if value is not None}
+    return names, fields
 
 
 def _parse_line(line: str) -> Any:

@@ -93,17 +93,3 @@ def test_columns_of_our_own_manifests_are_known(tmp_path, warnings):
 def test_manifests_with_too_many_columns_are_refused():
     with pytest.raises(UserError, match="manifest m has 1,001 columns, more than 1,000"):
         columns.check_columns("m", ["path"] * 1001)
-
-
-@pytest.mark.parametrize("content", ['{"a": -1}', '{"a": 3000000000}', "[" * 10**5, "\xff"])
-def test_damaged_class_names_are_one_sentence(content, tmp_path):
-    (tmp_path / "m.classes.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"m\.classes\.json cannot be read \("):
-        columns.read_manifest_classes(tmp_path / "m.csv")
-
-
-def test_large_files_of_class_names_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "MAX_NAMES_BYTES", 10)
-    (tmp_path / "m.classes.json").write_text('["a", "b", "c"]')
-    with pytest.raises(UserError, match="Larger than 10 bytes"):
-        columns.read_manifest_classes(tmp_path / "m.csv")

@@ -6,7 +6,7 @@ import os
 import pytest
 from list_cases import KINETICS, read, read_entries, touch
 
-from invnext_jax.data import columns as columns_lib
+from invnext_jax.data import class_names
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, lists
 from invnext_jax.video_lists.video_list import VideoList
@@ -31,7 +31,7 @@ def test_impossible_class_ids_are_refused(text, tmp_path):
     path = tmp_path / "classes.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="must map names to integers"):
-        columns_lib.read_class_names(path)
+        class_names.read_class_names(path)
 
 
 def test_lists_are_joined_with_common_class_numbers(tmp_path):

@@ -12,9 +12,8 @@ import numpy as np
 from absl import logging
 
 from invnext_jax import regular_file
-from invnext_jax.data import columns, video_io
+from invnext_jax.data import class_names, video_io
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data.class_names import column_of_names
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import registry
@@ -149,7 +148,7 @@ def _read_names(manifest: Manifest, tasks: Sequence[str]) -> dict[str, Mapping[i
     if captions.is_world_clip(manifest.paths[0]):
         classes = WorldSpec(level=captions.find_level(manifest.paths[0])).classes
         return {task: dict(enumerate(found)) for task, found in classes.items()}
-    column = column_of_names(list(manifest.labels))
-    ids = columns.read_manifest_classes(manifest.file) or {}
+    column = class_names.column_of_names(list(manifest.labels))
+    ids = class_names.read_manifest_classes(manifest.file) or {}
     numbers = {number: text for text, number in ids.items()}
     return {t: numbers for t in tasks if manifest_lib.LABEL_PREFIX + t == column}

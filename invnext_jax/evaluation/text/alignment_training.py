@@ -72,7 +72,7 @@ def train(
     settings, seed = config.text, config.seed
     options = run_metadata.config_to_json(config)["text"]
     options = {name: value for name, value in options.items() if name not in _NOT_IN_KEY}
-    key = hash_json([text.key, captions.texts, options])
+    key = hash_json([text.key, captions.texts, captions.row_j.tolist(), options])
     saved = inputs.state_file("text_alignment", key, splits=("train",))
     if settings.alignment:
         saved = saved._replace(path=Path(settings.alignment) / "heads" / saved.path.name)

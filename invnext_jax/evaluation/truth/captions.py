@@ -5,8 +5,8 @@ A file of captions is a JSON list, or one JSON object per line:
     {"video": "clips/a.mp4", "caption": "a dog runs"}                  or a list of captions
     {"video": "clips/a.mp4", "caption": [...], "answer": 3}            multiple choice
 
-`video` is the path in the manifest relative to its folder, the end of this path (at most 64 parts),
-or the name of the file without its extension.
+`video` is the path in the manifest relative to its folder, or the end of this path, with or without
+the extension; see `video_rows`. A video in another folder is another video.
 
 Shape key: j captions, b videos.
 """
@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax import json_file, regular_file
-from invnext_jax.data import video_io
+from invnext_jax.data import columns, video_io
 from invnext_jax.data.manifest import LABEL_PREFIX, Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.truth import SkippedEntries
+from invnext_jax.evaluation.truth.video_rows import VideoRows
 from invnext_jax.field_checks import is_text
 from invnext_jax.synthetic_world import captions as world_captions
 from invnext_jax.synthetic_world import files, urls
@@ -37,7 +38,6 @@ MAX_JSON_BYTES = 2**26
 MAX_LINE_BYTES = 2**22
 MAX_CAPTIONS = 2**24  # maximum number of captions of a file
 MAX_CAPTIONS_PER_VIDEO = 2**10
-MAX_PARTS = 64  # maximum number of parts of an end of a path
 ADVICE = 'write a JSON list of objects with "video", a path of the manifest, and "caption"'
 CHOICES_ADVICE = (
     'write a JSON list of objects with "video", a path of the manifest, "caption", a list of '
@@ -84,18 +84,23 @@ def read_captions(path: str | os.PathLike, manifest: Manifest, *, join: bool = F
       path: JSON file, or ".jsonl".
       manifest: The videos.
       join: Whether all captions of a video are joined into one text, as in paragraph retrieval on
-          ActivityNet and DiDeMo.
+          ActivityNet and DiDeMo. They may be in one entry or in several.
 
     Raises:
-      UserError: The file cannot be read, or no entry describes a video of the manifest.
+      UserError: The file cannot be read, no entry describes a video of the manifest, or entries
+          describe segments of videos and are not joined.
     """
 
     def parse(entry: dict[str, Any]) -> list[str]:
         texts = entry["caption"]
-        texts = _check_texts([texts] if isinstance(texts, str) else texts)
-        return [" ".join(texts)] if join else texts
+        return _check_texts([texts] if isinstance(texts, str) else texts)
 
-    found, skipped = _read_entries(path, manifest, parse, ADVICE)
+    found, skipped = _read_entries(path, manifest, parse, ADVICE, segments=join)
+    if join:
+        texts_of_row = collections.defaultdict(list)
+        for row, texts in found:
+            texts_of_row[row] += texts
+        found = [(row, [" ".join(texts)]) for row, texts in texts_of_row.items()]
     rows_j = np.repeat([row for row, _ in found], [len(texts) for _, texts in found])
     return _make_captions([text for _, texts in found for text in texts], rows_j, skipped)
 
@@ -210,19 +215,24 @@ def _check_texts(texts: Any) -> list[str]:
 
 
 def _read_entries(
-    path, manifest: Manifest, parse: Callable, advice: str
+    path, manifest: Manifest, parse: Callable, advice: str, *, segments: bool = False
 ) -> tuple[list[tuple[int, Any]], int]:
-    """Returns (row, parsed entry) of each valid entry, in the order of the file."""
-    rows, found, skipped = _index_videos(manifest), [], SkippedEntries(path)
+    """Returns (row, parsed entry) of each valid entry, in the order of the file.
+
+    Entries with a start or end are refused unless `segments` is set.
+    """
+    rows, found, skipped = VideoRows(manifest), [], SkippedEntries(path)
     counts, total = collections.Counter(), 0
     for number, entry in enumerate(_load(path, advice), start=1):
+        if isinstance(entry, dict) and not segments:
+            columns.refuse_segments(f"captions {path}", entry)
         try:
             if not isinstance(entry, dict):
                 raise ValueError("it is not a JSON object")
             video = str(entry["video"])
-            row = rows.get(video, rows.get(os.path.basename(video)))
+            row = rows.find(video)
             if row is None:
-                raise ValueError(f"the video {video!r} is not in the manifest")
+                raise ValueError(f"{video!r} is not in the manifest, or is ambiguous")
             count = len(entry["caption"]) if isinstance(entry["caption"], list) else 1
             if counts[row] + count > MAX_CAPTIONS_PER_VIDEO:
                 raise ValueError(f"{video!r} has more than {MAX_CAPTIONS_PER_VIDEO} captions")
@@ -239,19 +249,6 @@ def _read_entries(
             f"{path} has no valid entry for {manifest.file} ({skipped.reason}): {advice}"
         )
     return found, skipped.count
-
-
-def _index_videos(manifest: Manifest) -> dict[str, int]:
-    """Returns the row of each path, of its ends, and of its stem, unless they are ambiguous."""
-    folder = os.path.dirname(manifest.file)
-    rows: dict[str, int | None] = {}
-    for row, path in enumerate(manifest.paths):
-        relative = os.path.relpath(path, folder or ".") if os.path.isabs(path) else path
-        parts = relative.split("/")
-        ends = ("/".join(parts[n:]) for n in range(-min(len(parts), MAX_PARTS), 0))
-        for key in {path, relative, *ends, Path(parts[-1]).stem}:
-            rows[key] = row if rows.get(key, row) == row else None
-    return {key: row for key, row in rows.items() if row is not None}
 
 
 def _load(path: str | os.PathLike, advice: str) -> Iterator[Any]:

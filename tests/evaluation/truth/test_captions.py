@@ -7,6 +7,7 @@ import pytest
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import captions
+from invnext_jax.evaluation.truth.video_rows import VideoRows
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.spec import WorldSpec
@@ -40,13 +41,49 @@ def test_videos_are_found_by_path_name_or_stem(tmp_path, manifest):
 def test_long_ends_of_paths_are_not_indexed(tmp_path):
     path = "a/" * 1000 + "b.mp4"
     (tmp_path / "videos.csv").write_text(f"path,source\n{path},x\n")
-    rows = captions._index_videos(manifest_lib.read_manifest(str(tmp_path / "videos.csv")))
-    assert rows[path] == rows["a/b.mp4"] == rows["b"] == 0 and len(rows) < 70
+    rows = VideoRows(manifest_lib.read_manifest(str(tmp_path / "videos.csv")))
+    assert rows.find(path) == rows.find("a/b.mp4") == rows.find("b") == 0
+    assert len(rows._rows) < 140
 
 
 def test_captions_of_a_video_can_be_joined(tmp_path, manifest):
-    path = write(tmp_path, [{"video": "a", "caption": ["First this.", "Then that."]}])
-    assert captions.read_captions(path, manifest, join=True).texts == ["First this. Then that."]
+    entries = [
+        {"video": "a", "caption": "First this.", "start": 0},
+        {"video": "b", "caption": "Rain."},
+        {"video": "v/a.mp4", "caption": ["Then that.", "The end."]},
+    ]
+    found = captions.read_captions(write(tmp_path, entries), manifest, join=True)
+    assert found.texts == ["First this. Then that. The end.", "Rain."]
+    assert found.row_j.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("field", ["start", "end_time", "timestamps"])
+def test_captions_of_segments_are_not_those_of_the_whole_video(field, tmp_path, manifest):
+    entries = [{"video": "a", "caption": ["x", "y"], "answer": 0}]
+    entries += [{**entries[0], field: time} for time in (None, 3)]
+    path = write(tmp_path, entries[:2])
+    assert captions.read_captions(path, manifest).skipped == 0
+    path = write(tmp_path, entries)
+    for read in (captions.read_captions, captions.read_choices):
+        with pytest.raises(UserError, match=f"'{field}', which is not read: .*'original_{field}'"):
+            read(path, manifest)
+
+
+def test_videos_in_other_folders_are_other_videos(tmp_path):
+    (tmp_path / "videos").mkdir()
+    lines = "".join(f"val/{name}.mp4,x\n" for name in "ab") + "../more/test/c.mp4,x\n"
+    (tmp_path / "videos" / "flat.csv").write_text("path,source\n" + lines.replace("val/", ""))
+    (tmp_path / "videos" / "videos.csv").write_text("path,source\n" + lines)
+    rows = VideoRows(manifest_lib.read_manifest(str(tmp_path / "videos" / "videos.csv")))
+    for name in ("a", "a.mp4", "val/a", "val/a.mp4", "./val/a.mp4", "/data/val/a.mp4"):
+        assert rows.find(name) == 0
+    assert rows.find("videos/val/a") == rows.find(f"{tmp_path}/videos/val/a.mp4") == 0
+    assert rows.find("../more/test/c.mp4") == rows.find("test/c") == rows.find("more/test/c") == 2
+    for name in ("train/a.mp4", "train/a", "/data/train/val2/a.mp4", "d", "a.avi", "train/c.mp4"):
+        assert rows.find(name) is None
+    rows = VideoRows(manifest_lib.read_manifest(str(tmp_path / "videos" / "flat.csv")))
+    assert rows.find("videos/a.mp4") == rows.find("/data/videos/a.mp4") == 0
+    assert rows.find("train/a.mp4") is None
 
 
 def test_ambiguous_names_are_not_guessed(tmp_path):
