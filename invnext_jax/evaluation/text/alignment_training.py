@@ -70,9 +70,7 @@ def train(
       UserError: no readable training video has a caption, or the loss is not finite.
     """
     settings, seed = config.text, config.seed
-    options = run_metadata.config_to_json(config)["text"]
-    options = {name: value for name, value in options.items() if name not in _NOT_IN_KEY}
-    key = hash_json([text.key, captions.texts, captions.row_j.tolist(), options])
+    key = make_key(config, captions, text)
     saved = inputs.state_file("text_alignment", key, splits=("train",))
     if settings.alignment:
         saved = saved._replace(path=Path(settings.alignment) / "heads" / saved.path.name)
@@ -132,6 +130,13 @@ def train(
         )
     params = jax.device_get(head_training.select_head(trained.params, 0))
     return AlignedModel(module, params, float(trained.loss_g[0]))
+
+
+def make_key(config: Any, captions: Captions, text: TextEncoder) -> str:
+    """Returns a hash of the pairs, the text encoder and the options of a training."""
+    options = run_metadata.config_to_json(config)["text"]
+    options = {name: value for name, value in options.items() if name not in _NOT_IN_KEY}
+    return hash_json([text.key, captions.texts, captions.row_j.tolist(), options])
 
 
 def _make_table(

@@ -58,7 +58,7 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
     ]
     paths = {name: find_file(config, name) for name in ("train_captions", "val_captions")}
     train, val = (
-        _find_captions(manifest, path, settings.join)
+        _find_captions(manifest, path, settings.join, rules)
         for manifest, path in zip(manifests, paths.values(), strict=True)
     )
     if train is None:
@@ -88,7 +88,8 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
             "can be measured: set config.text.val_captions, or write class names (*.classes.json)"
         )
     pairs = zip(manifests, (train, val), strict=True)
-    notes = [note for manifest, found in pairs if (note := _count_missing(manifest, found))]
+    notes = [note for manifest, found in pairs for note in _describe_missing(manifest, found)]
+    notes += [_describe_skipped("choices", c.skipped) for c in choices.values() if c.skipped]
     return EvaluationTexts(train, val, prompts, choices, vocabulary, notes)
 
 
@@ -113,8 +114,12 @@ def hash_files(config: Any) -> str:
         for found in video_digests.digest_files(paths, config.data.clip_seconds):
             digest.update(f"{found}\n".encode())
     named = [find_file(config, name) for name in ("train_captions", "val_captions", "choices")]
-    beside = [_file_beside(config[f"{split}_manifest"]) for split in ("train", "val")]
-    for path in map(Path, filter(None, named + beside)):
+    manifests = [
+        name
+        for split in ("train", "val")
+        for name in manifest_lib.list_manifests(config[f"{split}_manifest"])
+    ]
+    for path in map(Path, [*filter(None, named), *map(_file_beside, manifests)]):
         if path.is_file():
             try:
                 with regular_file.open_binary(path, captions_lib.MAX_BYTES) as file:
@@ -130,26 +135,52 @@ def _file_beside(manifest: str) -> str:
     return manifest.removesuffix(".csv") + SUFFIX
 
 
-def _find_captions(manifest: Manifest, path: str, join: bool) -> Captions | None:
+def _find_captions(
+    manifest: Manifest, path: str, join: bool, rules: AccessRules
+) -> Captions | None:
+    """Returns the captions of the file `path`; without a file, those of each manifest."""
+    if path:
+        return captions_lib.read_captions(path, manifest, join=join)
+    names = manifest_lib.list_manifests(manifest.file)
+    if len(names) == 1:
+        return _read_own_captions(manifest, join)
+    texts, row_j, skipped, first = [], [], 0, 0
+    for part in (manifest_lib.read_manifest([name], rules) for name in names):
+        if found := _read_own_captions(part, join):
+            texts += found.texts
+            row_j.append(first + found.row_j)
+            skipped += found.skipped
+        first += len(part)
+    return captions_lib.make_captions(texts, np.concatenate(row_j), skipped) if texts else None
+
+
+def _read_own_captions(manifest: Manifest, join: bool) -> Captions | None:
+    """Returns the captions next to a manifest, or those of its world; None if there are none."""
     beside = _file_beside(manifest.file)
-    if path or os.path.isfile(beside):
-        found = captions_lib.read_captions(path or beside, manifest, join=join)
-    elif captions_lib.is_world_clip(manifest.paths[0]):
-        found = captions_lib.describe_world(manifest)
-    else:
-        return None
-    return found
+    if os.path.isfile(beside):
+        return captions_lib.read_captions(beside, manifest, join=join)
+    if captions_lib.is_world_clip(manifest.paths[0]):
+        return captions_lib.describe_world(manifest)
+    return None
 
 
-def _count_missing(manifest: Manifest, found: Captions | None) -> str:
-    """Returns a sentence about the videos without a caption; "" if there are none."""
-    missing = len(manifest.paths) - len(np.unique(found.row_j)) if found else 0
-    if not missing:
-        return ""
-    return (
-        f"{missing} of {len(manifest.paths)} videos of {manifest.file} have no caption and are "
-        "left out of training and retrieval."
-    )
+def _describe_missing(manifest: Manifest, found: Captions | None) -> list[str]:
+    """Returns sentences about videos without a caption and about skipped captions."""
+    if found is None:
+        return []
+    notes, missing = [], len(manifest.paths) - len(np.unique(found.row_j))
+    if missing:
+        notes.append(
+            f"{missing} of {len(manifest.paths)} videos of {manifest.file} have no caption and are "
+            "left out of training and retrieval."
+        )
+    if found.skipped:
+        notes.append(_describe_skipped(f"captions of {manifest.file}", found.skipped))
+    return notes
+
+
+def _describe_skipped(name: str, count: int) -> str:
+    return f"{count} entries of the {name} are damaged or describe other videos and are skipped."
 
 
 def _find_level(manifest: Manifest) -> str:

@@ -102,7 +102,7 @@ def read_captions(path: str | os.PathLike, manifest: Manifest, *, join: bool = F
             texts_of_row[row] += texts
         found = [(row, [" ".join(texts)]) for row, texts in texts_of_row.items()]
     rows_j = np.repeat([row for row, _ in found], [len(texts) for _, texts in found])
-    return _make_captions([text for _, texts in found for text in texts], rows_j, skipped)
+    return make_captions([text for _, texts in found for text in texts], rows_j, skipped)
 
 
 def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
@@ -137,7 +137,7 @@ def describe_world(manifest: Manifest) -> Captions:
         world_captions.video_caption(find_level(path), _world_labels(manifest, row)).text
         for row, path in enumerate(manifest.paths)
     ]
-    return _make_captions(texts, np.arange(len(texts)), 0)
+    return make_captions(texts, np.arange(len(texts)), 0)
 
 
 def make_world_choices(manifest: Manifest, task: str = "motion") -> Choices:
@@ -201,7 +201,8 @@ def _level_of_folder(folder: Path) -> str:
     return files.read_spec(folder, "train").level
 
 
-def _make_captions(texts: list[str], row_j: np.ndarray, skipped: int) -> Captions:
+def make_captions(texts: list[str], row_j: np.ndarray, skipped: int) -> Captions:
+    """Returns captions, with equal numbers `group_j` for equal texts."""
     _, group_j = np.unique(np.array(texts, dtype=object), return_inverse=True)
     return Captions(texts, row_j.astype(np.int64), group_j.astype(np.int64), skipped)
 

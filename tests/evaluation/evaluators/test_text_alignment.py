@@ -1,6 +1,7 @@
 """Text alignment: oracle and blind encoders, files of captions, devices, resuming, bad inputs."""
 
 import json
+import types
 
 import jax
 import ml_collections
@@ -13,6 +14,8 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluation_data, inputs
 from invnext_jax.evaluation.evaluators.text_alignment import TextAlignment
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
+from invnext_jax.evaluation.text import alignment_training
+from invnext_jax.evaluation.truth.captions import Captions
 
 TRAIN, VAL = "world:simple/train?videos=320", "world:simple/val?videos=80"
 TASKS = ("shape", "color", "motion")
@@ -147,6 +150,16 @@ def test_alignment_of_another_evaluation_is_used(augment, config, oracle, tmp_pa
         changed.text.update(changes)
         with pytest.raises(UserError, match="has no finished alignment with this encoder"):
             evaluate(changed, oracle, tmp_path / "d")
+
+
+def test_captions_of_other_videos_need_another_alignment(config):
+    pairs = [
+        Captions(["a dog", "a cat"], np.array(row_j), np.arange(2), 0)
+        for row_j in ([0, 1], [0, 1], [1, 0])
+    ]
+    text = types.SimpleNamespace(key="tower")
+    first, same, swapped = (alignment_training.make_key(config, p, text) for p in pairs)
+    assert first == same != swapped
 
 
 def test_pooling_that_the_encoder_lacks_is_skipped(config, oracle, tmp_path, capsys):

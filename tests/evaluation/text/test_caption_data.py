@@ -38,6 +38,23 @@ def test_files_next_to_the_manifests_are_read(config):
     assert [note[:13] for note in texts.notes] == ["1 of 3 videos"]
 
 
+def test_captions_next_to_each_of_several_manifests_are_read(config, tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("b", "more/c"):
+        lines = [f"{name[-1]}{i}.mp4,x,0\n" for i in range(2)]
+        (tmp_path / f"{name}.csv").write_text("path,source,label_class\n" + "".join(lines))
+    write(tmp_path / "b.captions.jsonl", [("b1", "a dog"), ("val0", "a cat")])
+    config.val_manifest = ",".join(f"{tmp_path}/{name}.csv" for name in ("val", "b", "more/c"))
+    first = caption_data.hash_files(config)
+    write(tmp_path / "more" / "c.captions.jsonl", [("c0", ["a cat", "a dog"])])
+    assert caption_data.hash_files(config) != first
+    texts = caption_data.read_texts(config, ("class",))
+    assert texts.val.texts == ["a dog", "a cat", "a dog"] and texts.val.skipped == 1
+    assert texts.val.row_j.tolist() == [4, 5, 5] and texts.val.group_j.tolist() == [1, 0, 1]
+    notes = [note.partition(" of /")[0] for note in texts.notes]
+    assert notes == ["1 of 3 videos", "5 of 7 videos", "1 entries of the captions"]
+
+
 def test_files_of_the_options_are_below_the_root(config, tmp_path):
     write(tmp_path / "other.jsonl", [("val2", ["a dog", "a pet"])])
     write(tmp_path / "mc.jsonl", [("val0", ["a dog", "a cat"])], answer=1)
