@@ -1,9 +1,16 @@
-"""Compares the class names of several manifests, so that a class id has one meaning in all."""
+"""Class names of manifests, in `<manifest>.classes.json`.
+
+    {"run": 0, "jump": 1}                       the only label column of the manifest
+    {"label_action": {"run": 0, "jump": 1}}     label columns by name, if there are several
+
+The names of several manifests are compared, so that a class id has one meaning in all.
+"""
 
 import collections
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from invnext_jax import regular_file, sanitize
 from invnext_jax.data import columns as columns_lib
@@ -44,7 +51,7 @@ def compare_manifests(
     notes = []
     for name in names:
         columns = _label_columns(name, rules)
-        by_column = _read_classes(name, columns, notes)
+        by_column = _read_any_classes(name, columns, notes)
         for task in tasks:
             column = LABEL_PREFIX + task
             ids = by_column.get(column)
@@ -76,25 +83,25 @@ def _label_columns(name: str, rules: AccessRules) -> list[str]:
     return list(manifest_lib.read_manifest([name], rules).labels)
 
 
-def _read_classes(name: str, columns: Sequence[str], notes: list[str]) -> dict[str, dict[str, int]]:
+def _read_any_classes(
+    name: str, columns: Sequence[str], notes: list[str]
+) -> dict[str, dict[str, int]]:
     """Returns the class ids by name of the label columns of a manifest that have class names.
 
-    Adds a note if they are remote and cannot be read.
+    Adds a note if they cannot be read or used.
     """
     if video_io.is_remote(name):
-        ids = _read_remote(name, notes)
-        return {} if ids is None else {column_of_names(columns): ids}
+        return _assign_columns(_read_remote(name, notes), columns, name, notes)
     if spec := _read_world(name):
         return {
             LABEL_PREFIX + task: {label: number for number, label in enumerate(labels)}
             for task, labels in spec.classes.items()
         }
-    ids = read_manifest_classes(name)
-    return {} if ids is None else {column_of_names(columns): ids}
+    return read_manifest_classes(name, columns, notes)
 
 
-def _read_remote(name: str, notes: list[str]) -> dict[str, int] | None:
-    """Reads the class ids by name next to a remote manifest; None if there are none."""
+def _read_remote(name: str, notes: list[str]) -> dict[str, dict[str, int]]:
+    """Reads the class names next to a remote manifest, as in `parse_class_names`."""
     address = class_names_path(name)
     try:
         with files_lib.open_remote(address) as file:
@@ -103,7 +110,7 @@ def _read_remote(name: str, notes: list[str]) -> dict[str, int] | None:
             raise ValueError(f"it has more than {MAX_NAMES_BYTES:,} bytes")
         return parse_class_names(content, is_json=True)
     except FileNotFoundError:
-        return None
+        return {}
     except ValueError as error:
         raise UserError(
             f"{sanitize.redact_urls(address)} cannot be read ({error}): index the list again, or "
@@ -112,7 +119,7 @@ def _read_remote(name: str, notes: list[str]) -> dict[str, int] | None:
     except OSError as error:  # some servers refuse access to files that do not exist
         note = f"The class names {address} cannot be read ({summarize_error(error)})"
         notes.append(f"{sanitize.redact_urls(note)}, so the class ids cannot be compared.")
-        return None
+        return {}
 
 
 def _read_world(name: str) -> WorldSpec | None:
@@ -126,11 +133,6 @@ def _read_world(name: str) -> WorldSpec | None:
         return world_files.read_spec(folder, split)
     except (UserError, OSError):  # no world
         return None
-
-
-def column_of_names(columns: Sequence[str]) -> str:
-    """Returns the label column to which the class names of a manifest belong."""
-    return columns[0] if len(columns) == 1 else f"{LABEL_PREFIX}class"
 
 
 def describe_class_conflict(first: Mapping[str, int], second: Mapping[str, int]) -> str:
@@ -150,29 +152,68 @@ def class_names_path(manifest: str | os.PathLike) -> str:
     return os.fspath(manifest).removesuffix(".csv") + CLASS_NAMES_SUFFIX
 
 
-def read_class_names(path: str | os.PathLike) -> dict[str, int]:
-    """Reads a file of class names; raises OSError, or ValueError as in `parse_class_names`."""
+def format_class_names(ids: Mapping[str, Mapping[str, int]], columns: Iterable[str]) -> str:
+    """Returns the content of a file of class names.
+
+    Args:
+      ids: Class ids by name, for each label column that has names.
+      columns: All label columns of the manifest.
+    """
+    content = next(iter(ids.values())) if [*ids] == [*columns] and len(ids) == 1 else ids
+    return json.dumps(content, indent=0, ensure_ascii=False) + "\n"
+
+
+def read_class_names(path: str | os.PathLike, column: str = "") -> dict[str, int]:
+    """Reads the class ids by name of a label column from a file of class names.
+
+    Names without a column, or of only one column, belong to any `column`.
+
+    Raises:
+      OSError: The file cannot be read.
+      ValueError: As in `parse_class_names`, or the file has names of several other columns.
+    """
+    found = _read_file(path)
+    if column not in found and len(found) > 1:
+        raise ValueError(f"it has names of {' and '.join(found)}, but not of {column}")
+    return found[column] if column in found else next(iter(found.values()))
+
+
+def _read_file(path: str | os.PathLike) -> dict[str, dict[str, int]]:
     content = regular_file.read_bytes(path, MAX_NAMES_BYTES)
     return parse_class_names(content, is_json=os.fspath(path).endswith(".json"))
 
 
-def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, int]:
+def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, dict[str, int]]:
     """Parses class names: a JSON object of ids by name, a JSON list, or one name per line.
 
+    Returns:
+      Class ids by name for each label column. The column is "" if the content has no columns.
+
     Raises:
-      ValueError: The format is not one of these, two names have the same id, or an id is not a
-        class, or a name has more than `MAX_NAME` characters.
+      ValueError: The format is not one of these, two names have the same id, an id is not a class,
+        or a name has more than `MAX_NAME` characters.
     """
     text = content.decode("utf-8-sig")
     try:
-        content = json.loads(text) if is_json else text.split("\n")
+        found = json.loads(text) if is_json else text.split("\n")
+    except RecursionError as error:
+        raise ValueError("it must map names to integers, or list names") from error
+    has_columns = isinstance(found, dict) and any(isinstance(v, dict) for v in found.values())
+    parts = found if has_columns else {"": found}
+    if has_columns and not all(name.startswith(LABEL_PREFIX) for name in parts):
+        raise ValueError("it has objects that are not named label_<task>")
+    return {column: _parse_names(part) for column, part in parts.items()}
+
+
+def _parse_names(content: Any) -> dict[str, int]:
+    try:
         if isinstance(content, dict):
             content = {str(name): int(number) for name, number in content.items()}
         "".join(content).encode()
         longest = max(map(len, content), default=0)
     except UnicodeEncodeError as error:
         raise ValueError("a name contains a surrogate, which is not a character") from error
-    except (TypeError, OverflowError, RecursionError) as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError("it must map names to integers, or list names") from error
     if longest > MAX_NAME:
         raise ValueError(f"a name has {longest:,} characters, more than {MAX_NAME:,}")
@@ -189,18 +230,56 @@ def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, int]:
     return {name: number for number, name in enumerate(filter(None, stripped))}
 
 
-def read_manifest_classes(manifest: str | os.PathLike) -> dict[str, int] | None:
-    """Returns the class ids by name that belong to a local manifest, or None if there are none.
+def read_manifest_classes(
+    manifest: str | os.PathLike, columns: Sequence[str], notes: list[str]
+) -> dict[str, dict[str, int]]:
+    """Reads the class names that belong to a local manifest.
+
+    Args:
+      manifest: The manifest.
+      columns: Its label columns.
+      notes: A sentence is added if the column of the names is unknown, so that they are not used.
+
+    Returns:
+      The class ids by name of each label column that has names.
 
     Raises:
       UserError: The file of class names is damaged.
     """
-    path = class_names_path(manifest)
+    return _assign_columns(read_file_beside(class_names_path(manifest)), columns, manifest, notes)
+
+
+def read_file_beside(path: str) -> dict[str, dict[str, int]]:
+    """Reads a file of class names next to a manifest, as in `parse_class_names`; {} if missing.
+
+    Raises:
+      UserError: The file is damaged.
+    """
     if not os.path.isfile(path):
-        return None
+        return {}
     try:
-        return read_class_names(path)
+        return _read_file(path)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): index the list again, or remove the file"
         ) from error
+
+
+def _assign_columns(
+    found: dict[str, dict[str, int]],
+    columns: Sequence[str],
+    manifest: str | os.PathLike,
+    notes: list[str],
+) -> dict[str, dict[str, int]]:
+    """Returns the names of each column. Names without a column are those of the only one."""
+    if "" not in found:
+        return found
+    if len(columns) == 1:
+        return {columns[0]: found[""]}
+    if columns:
+        name = sanitize.redact_urls(class_names_path(manifest))
+        notes.append(
+            f"The names in {name} are not used, because they may be those of {columns[0]} or of "
+            f'{columns[1]}: write {{"{columns[0]}": {{names}}}}, or index the list again.'
+        )
+    return {}

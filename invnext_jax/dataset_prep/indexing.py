@@ -14,7 +14,6 @@ All files except the last are written atomically at the end.
 import collections
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -157,7 +156,7 @@ def build_manifest(
         timeout=options.timeout,
     )
     quarantine += copies.removed
-    _write_outputs(videos, copies, quarantine, out, options.overwrite)
+    _write_outputs(videos, copies, quarantine, out, options.overwrite, list_options.task)
     flags = {entry.path: probe.flags for entry, probe in copies.clean}
     return IndexSummary(
         manifest=out,
@@ -216,6 +215,7 @@ def _write_outputs(
     quarantine: Sequence[tuple[str, str]],
     out: Path,
     overwrite: bool,
+    task: str,
 ) -> None:
     quarantine_path = sidecar_path(out, "quarantine")
     quarantine_text = format_csv([("path", "reason"), *quarantine])
@@ -236,7 +236,8 @@ def _write_outputs(
     pairs = ((relative_path(path, out.parent), index) for path, index in indexes.items())
     texts[sidecar_path(out, "frames", "jsonl")] = index_files.format_lines(pairs)
     if videos.classes is not None:
-        text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
+        names = {f"{manifest.LABEL_PREFIX}{task}": videos.classes}
+        text = class_names.format_class_names(names, _label_columns(copies.clean))
         texts[Path(class_names.class_names_path(out))] = text
     check_overwrite(out, texts[out], overwrite)
     for path, text in reversed(texts.items()):  # the manifest marks a complete run
@@ -281,8 +282,12 @@ def _check_window(entry: VideoEntry, probe: VideoProbe) -> str:
     return ""
 
 
+def _label_columns(clean: Sequence[tuple[VideoEntry, VideoProbe]]) -> list[str]:
+    return list(collections.ChainMap({}, *(entry.labels for entry, _ in clean)))
+
+
 def _format_manifest(clean: Sequence[tuple[VideoEntry, VideoProbe]], out: Path) -> str:
-    tasks = list(collections.ChainMap({}, *(entry.labels for entry, _ in clean)))
+    tasks = _label_columns(clean)
     folder = os.path.abspath(out.parent)
     rows: list[Sequence[Any]] = [("path", "source", "start", "end", *tasks, *PROBE_COLUMNS)]
     for entry, probe in clean:

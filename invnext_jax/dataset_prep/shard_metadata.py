@@ -12,6 +12,7 @@ from etils import epath
 
 from invnext_jax import csv_text
 from invnext_jax.data import class_names, video_io
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_files import read_json, write_text
@@ -94,18 +95,38 @@ def write_metadata(
 
 
 def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
-    """Writes the class names to `path` if all manifests have class names that do not conflict."""
-    ids: dict[str, int] = {}
+    """Writes the class names of each label column to `path`.
+
+    A column is left out if a manifest with this column has no class names, or other numbers.
+    """
+    found, notes = [], []
     for name in manifests:
-        local = not video_io.is_remote(name) and not video_io.is_world(name)
-        own = class_names.read_manifest_classes(name) if local else None
+        if video_io.is_remote(name) or video_io.is_world(name):
+            return
+        columns = columns_lib.read_label_columns(name)
+        found.append((columns, class_names.read_manifest_classes(name, columns, notes)))
+    for note in notes:
+        logging.warning("%s", note)
+    merged, all_columns = {}, list(dict.fromkeys(c for columns, _ in found for c in columns))
+    for column in all_columns:
+        parts = [by_column.get(column) for columns, by_column in found if column in columns]
+        if ids := _merge_names(parts, ", ".join(manifests)):
+            merged[column] = ids
+    if merged:
+        write_text(path, class_names.format_class_names(merged, all_columns))
+
+
+def _merge_names(parts: Sequence[dict[str, int] | None], manifests: str) -> dict[str, int] | None:
+    """Returns the class ids of all parts; None if a part is missing or contradicts another one."""
+    ids: dict[str, int] = {}
+    for own in parts:
         if own is None:
-            return
+            return None
         if conflict := class_names.describe_class_conflict(ids, own):
-            logging.warning("%s number classes differently: %s", ", ".join(manifests), conflict)
-            return
+            logging.warning("%s number classes differently: %s", manifests, conflict)
+            return None
         ids |= own
-    write_text(path, json.dumps(ids, indent=0, ensure_ascii=False) + "\n")
+    return ids
 
 
 def mark_incomplete(plan: ShardPlan) -> None:

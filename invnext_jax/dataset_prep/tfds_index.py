@@ -6,7 +6,6 @@ and integer scalars named `label_<task>`.
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +94,8 @@ def index_dataset(
     text = csv_text.format_csv([header, *rows])
     csv_files.check_overwrite(out, text, options.overwrite)
     if len(label_columns) == 1 and (names := _class_ids(folder, info.features)):
-        content = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
+        column = next(iter(label_columns.values()))
+        content = class_names.format_class_names({column: names}, [column])
         write_text(epath.Path(class_names.class_names_path(out)), content)
     write_text(epath.Path(out), text)
     return TfdsIndexSummary(out, len(records), len(good), len(bad))

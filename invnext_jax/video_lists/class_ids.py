@@ -67,16 +67,17 @@ def assign(
     file = "" if options.classes == ALPHABETICAL else options.classes or str(default_file or "")
     if not file:
         return {name: number for number, name in enumerate(used)}, ""
-    ids = _read_file(file)
+    ids = _read_file(file, f"label_{options.task}")
     unknown = [name for name in used if name not in ids]
     if unknown:
         raise UserError(f"class {unknown[0]!r} of {path} is not in {file}: add it there")
     return ids, file
 
 
-def _read_file(path: str) -> dict[str, int]:
+def _read_file(path: str, column: str) -> dict[str, int]:
     try:
-        return {normalize(name, path): n for name, n in class_names.read_class_names(path).items()}
+        ids = class_names.read_class_names(path, column)
+        return {normalize(name, path): number for name, number in ids.items()}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--classes={path} cannot be read: {error}") from error
 
@@ -128,13 +129,10 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     if videos.classes is None or options.classes:
         return videos
     own, column = Path(class_names.class_names_path(out)), f"label_{options.task}"
-    found = {
-        os.fspath(file): class_names.read_manifest_classes(
-            os.fspath(file).removesuffix(class_names.CLASS_NAMES_SUFFIX) + ".csv"
-        )
-        for file in sorted(out.parent.glob(f"*{class_names.CLASS_NAMES_SUFFIX}"))
-        if file.name != own.name and file.is_file()
-    }
+    files = sorted(out.parent.glob(f"*{class_names.CLASS_NAMES_SUFFIX}"))
+    others = [os.fspath(file) for file in files if file.name != own.name]
+    by_column = {file: class_names.read_file_beside(file) for file in others}
+    found = {file: ids.get("", ids.get(column, {})) for file, ids in by_column.items()}
     shared = {file: ids for file, ids in found.items() if not videos.classes.keys().isdisjoint(ids)}
     complete = {f: ids for f, ids in shared.items() if videos.classes.keys() <= ids.keys()}
     cure = (

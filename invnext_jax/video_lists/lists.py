@@ -144,15 +144,15 @@ def _add_class_names(
     videos: VideoList, path: Path, label_columns: list[str], options: ListOptions
 ) -> VideoList:
     """Adds the class names stored next to a manifest. `--classes` overrides their ids."""
-    ids, column = class_names.read_manifest_classes(path), f"{manifest.LABEL_PREFIX}{options.task}"
-    if ids is None:
-        return videos
-    if label_columns != [column]:
-        names = class_names.class_names_path(path)
-        note = f"{names} is not read: set --task to the task of its label column"
-        return dataclasses.replace(videos, notes=(*videos.notes, note))
+    notes, column = [*videos.notes], f"{manifest.LABEL_PREFIX}{options.task}"
+    found = class_names.read_manifest_classes(path, label_columns, notes)
     file = class_names.class_names_path(path)
-    ids = {class_ids.normalize(name, file): number for name, number in ids.items()}
+    others = " and ".join(sorted(found.keys() - {column}))
+    notes += [f"{file}: names of {others} are not read: set --task to read them"] if others else []
+    videos = dataclasses.replace(videos, notes=tuple(notes))
+    if column not in found:
+        return videos
+    ids = {class_ids.normalize(name, file): number for name, number in found[column].items()}
     videos = dataclasses.replace(videos, classes=ids, classes_file=file)
     if not options.classes:
         return videos

@@ -106,3 +106,19 @@ def test_splits_that_would_be_numbered_differently_are_refused(folder):
     build(folder / "train.csv", folder / "n" / "train.csv")
     with pytest.raises(UserError, match="number 1 is 'archery' in one and 'bowling' in the other"):
         build(folder / "new.csv", folder / "n" / "new.csv")
+
+
+def test_names_are_those_of_the_task_and_not_of_another_label_column(folder):
+    (folder / "list.csv").write_text(
+        "path,source,label_class,label\n0.mp4,s,1,indoor\n1.mp4,s,0,outdoor\n"
+    )
+    scene = lists.ListOptions(task="scene")
+    build(folder / "list.csv", folder / "m.csv", list_options=scene)
+    names = {"label_scene": {"indoor": 0, "outdoor": 1}}
+    assert json.loads((folder / "m.classes.json").read_text()) == names
+    summary = build(folder / "m.csv", folder / "again.csv", list_options=scene)
+    assert json.loads((folder / "again.classes.json").read_text()) == names
+    assert "set --task" not in str(summary)
+    summary = build(folder / "m.csv", folder / "other.csv")
+    assert "m.classes.json: names of label_scene are not read: set --task" in str(summary)
+    assert not (folder / "other.classes.json").exists()

@@ -13,6 +13,7 @@ from absl import logging
 
 from invnext_jax import regular_file
 from invnext_jax.data import class_names, video_io
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
@@ -148,7 +149,11 @@ def _read_names(manifest: Manifest, tasks: Sequence[str]) -> dict[str, Mapping[i
     if captions.is_world_clip(manifest.paths[0]):
         classes = WorldSpec(level=captions.find_level(manifest.paths[0])).classes
         return {task: dict(enumerate(found)) for task, found in classes.items()}
-    column = class_names.column_of_names(list(manifest.labels))
-    ids = class_names.read_manifest_classes(manifest.file) or {}
-    numbers = {number: text for text, number in ids.items()}
-    return {t: numbers for t in tasks if manifest_lib.LABEL_PREFIX + t == column}
+    names: dict[str, dict[int, str]] = {task: {} for task in tasks}
+    for name in filter(os.path.isfile, manifest_lib.split_names(manifest.file)):
+        columns = columns_lib.read_label_columns(name)
+        found = class_names.read_manifest_classes(name, columns, notes=[])
+        for task in tasks:
+            ids = found.get(manifest_lib.LABEL_PREFIX + task, {})
+            names[task] |= {number: text for text, number in ids.items()}
+    return names

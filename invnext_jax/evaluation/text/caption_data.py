@@ -69,7 +69,7 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
     if val is not None:
         scores.check_pairs(val)
     level = _find_level(manifests[1])
-    choices = {}
+    choices, notes = {}, []
     if level:
         prompts, vocabulary = _world_prompts(level, tasks), _world_texts(level)
         choices = {
@@ -78,7 +78,8 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
             if task in prompts
         }
     else:
-        prompts, vocabulary = _name_prompts(config, tasks, manifests[1]), train.texts
+        prompts, notes = _name_prompts(config, tasks, manifests[1])
+        vocabulary = train.texts
     if settings.choices:
         path = find_file(config, "choices")
         choices["choices"] = captions_lib.read_choices(path, manifests[1])
@@ -86,9 +87,10 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
         raise UserError(
             f"{config.val_manifest} has neither captions nor class names nor choices, so nothing "
             "can be measured: set config.text.val_captions, or write class names (*.classes.json)"
+            f"{' '.join(['', *notes])}"
         )
     pairs = zip(manifests, (train, val), strict=True)
-    notes = [note for manifest, found in pairs for note in _describe_missing(manifest, found)]
+    notes += [note for manifest, found in pairs for note in _describe_missing(manifest, found)]
     notes += [_describe_skipped("choices", c.skipped) for c in choices.values() if c.skipped]
     return EvaluationTexts(train, val, prompts, choices, vocabulary, notes)
 
@@ -205,15 +207,20 @@ def _world_prompts(level: str, tasks: Sequence[str]) -> dict[str, list[list[str]
 
 def _name_prompts(
     config: Any, tasks: Sequence[str], manifest: Manifest
-) -> dict[str, list[list[str]]]:
-    """Makes prompts from class names and templates, for each task with class names."""
-    named, _ = split_checks.check_class_names(config, tasks)
-    return {
+) -> tuple[dict[str, list[list[str]]], list[str]]:
+    """Makes prompts from class names and templates, for each task with class names.
+
+    Returns:
+      The prompts by task, and notes about class names that are not used.
+    """
+    named, notes = split_checks.check_class_names(config, tasks)
+    prompts = {
         task: fill_templates(
             names, config.text.templates, manifest.labels[manifest_lib.LABEL_PREFIX + task], task
         )
         for task, names in named.items()
     }
+    return prompts, notes
 
 
 def fill_templates(

@@ -1,6 +1,7 @@
 """Finds the rows of a manifest that the entries of other files describe."""
 
 import os
+from collections.abc import Iterable
 
 from invnext_jax.data.manifest import Manifest
 
@@ -10,9 +11,9 @@ MAX_PARTS = 64  # maximum number of parts of an end of a path
 class VideoRows:
     """Rows of the videos of a manifest by name.
 
-    A name is the path relative to the folder of the manifest, the end of this path, either with or
-    without the extension, or a path that ends with one of them. Names of several videos have no
-    row.
+    A name is the path relative to the folder of the manifest, or the end of this path, with or
+    without the extension; or a path that ends with such a name. Ends of the paths of several videos
+    have no row.
     """
 
     def __init__(self, manifest: Manifest):
@@ -20,13 +21,14 @@ class VideoRows:
         self._paths = manifest.paths
         self._rows: dict[str, int | None] = {}
         self._parts_below: list[int] = []  # number of parts below the folder of the manifest
+        whole: dict[str, int | None] = {}
         for row, path in enumerate(manifest.paths):
             relative = os.path.relpath(path, folder) if os.path.isabs(path) else path
             parts = _split(relative)
             self._parts_below.append(len(parts))
-            ends = _ends(parts)
-            for key in {path, relative, *ends, *(os.path.splitext(end)[0] for end in ends)}:
-                self._rows[key] = row if self._rows.get(key, row) == row else None
+            _add(self._rows, _ends(parts), row)
+            _add(whole, (path, relative), row)
+        self._rows |= whole  # "a.mp4" is not ambiguous if there is also "more/a.mp4"
 
     def find(self, name: str) -> int | None:
         """Returns the row of a video; None if there is none, or several.
@@ -45,6 +47,12 @@ class VideoRows:
             file[-1] = parts[-1]
         own = file[-max(2, self._parts_below[row]) :]
         return row if parts == file[-len(parts) :] or parts[-len(own) :] == own else None
+
+
+def _add(rows: dict[str, int | None], names: Iterable[str], row: int) -> None:
+    """Adds names with and without their extension; None is the row of names of several videos."""
+    for name in {other for name in names for other in (name, os.path.splitext(name)[0])}:
+        rows[name] = row if rows.get(name, row) == row else None
 
 
 def _split(path: str) -> list[str]:

@@ -96,6 +96,18 @@ def test_class_without_a_name_is_refused(config, tmp_path):
         caption_data.fill_templates({"a": 0, "b": 2**31 - 1}, ["{}"], np.zeros(1, int), "x")
 
 
+def test_prompts_are_not_made_from_the_names_of_another_task(config, tmp_path):
+    lines = "path,source,label_class,label_scene\nval0.mp4,x,0,1\n"
+    (tmp_path / "val.csv").write_text(lines)
+    (tmp_path / "train.classes.json").unlink()
+    with pytest.raises(UserError, match="names in .*val.classes.json are not used"):
+        caption_data.read_texts(config, ("class", "scene"))
+    (tmp_path / "val.classes.json").write_text('{"label_scene": {"indoor": 0, "outdoor": 1}}')
+    config.text.templates = ("{}",)
+    prompts = caption_data.read_texts(config, ("class", "scene")).prompts
+    assert prompts == {"scene": [["indoor"], ["outdoor"]]}
+
+
 def test_captions_of_other_videos_are_refused(config, tmp_path):
     write(tmp_path / "train.captions.jsonl", [("elsewhere", "a dog runs")])
     with pytest.raises(UserError, match="'elsewhere' is not in the manifest"):

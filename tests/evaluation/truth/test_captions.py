@@ -94,6 +94,9 @@ def test_ambiguous_names_are_not_guessed(tmp_path):
     found = captions.read_captions(write(tmp_path, entries), manifest)
     assert found.texts == ["x/v/a.mp4", "w/a.mp4"]
     assert found.row_j.tolist() == [0, 1] and found.skipped == 2
+    (tmp_path / "videos.csv").write_text("path,source\na.mp4,x\nw/a.mp4,x\na.webm,x\n")
+    rows = VideoRows(manifest_lib.read_manifest(str(tmp_path / "videos.csv")))
+    assert [rows.find(name) for name in ("a.mp4", "w/a", "a.webm", "a")] == [0, 1, 2, None]
 
 
 def test_multiple_choice(tmp_path, manifest):
