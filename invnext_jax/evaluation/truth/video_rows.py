@@ -51,8 +51,9 @@ class VideoRows:
 
 def _add(rows: dict[str, int | None], names: Iterable[str], row: int) -> None:
     """Adds names with and without their extension; None is the row of names of several videos."""
-    for name in {other for name in names for other in (name, os.path.splitext(name)[0])}:
-        rows[name] = row if rows.get(name, row) == row else None
+    names = [*names]
+    for key in {*names, *(os.path.splitext(name)[0] for name in names)}:
+        rows[key] = row if rows.get(key, row) == row else None
 
 
 def _split(path: str) -> list[str]:
