@@ -142,11 +142,12 @@ class EvalInputs:
         Args:
           name: short name of the training, unique for each head.
           *parts: JSON-serializable values that the result depends on, in addition to the encoder,
-            the videos and the seed.
+            the videos, the dtype of stored features and the seed.
           splits: splits on whose videos the result depends.
         """
         keys = [self.dataset.feature_key(split, self.encoder.key) for split in splits]
-        key = hash_json([keys, self.dataset.config.seed, *parts])
+        config = self.dataset.config
+        key = hash_json([keys, config.features.dtype, config.seed, *parts])
         return StateFile(self._cache.folder.parent / "heads" / f"{self.name}-{name}.npz", key)
 
     def note_large_batch(self, section: str, settings: Any, videos: int) -> None:

@@ -96,6 +96,16 @@ def test_encoder_runs_once_for_pooled_features_and_tokens(tmp_path, monkeypatch)
     assert set(small.features("train").arrays) == {"frames"}
 
 
+def test_states_of_heads_depend_on_the_stored_dtype(tmp_path):
+    encoder, keys = make_blind(size=16, frames=2), []
+    for dtype in ("float32", "float16", "float32"):
+        config = probe_config.get_config("tiny")
+        config.features.dtype = dtype
+        config = resolve(config, encoder, "simple?videos=6&size=16&frames=2")
+        keys.append(make_inputs(config, encoder, tmp_path).state_file("head").key)
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_evaluators_name_the_tokens_that_they_read():
     config = probe_config.get_config("tiny")
     config.text = zero_shot.get_config("tiny").text

@@ -162,7 +162,9 @@ class _Trainer:
             clip_norm=0.0,  # the tasks of a head must not influence each other
         )
         title = f"linear-{self._pooling}-{name}"
-        saved = self._state_file(title, list(self._targets), grid, repr(training), batch_size)
+        # The seed and the number of videos determine which videos are used.
+        key = list(self._targets), grid, repr(training), batch_size, len(rows_b)
+        saved = self._state_file(title, *key)
         return head_training.train_heads(
             self._init_params,
             self._loss,

@@ -104,6 +104,21 @@ def test_killed_fit_continues_and_gives_the_same_result(parts, tmp_path, monkeyp
     assert [r.top1 for r in found.values()] == [r.top1 for r in expected.values()]
 
 
+@pytest.mark.parametrize("held_out", [0.1, 0.15])
+def test_state_depends_on_the_videos_that_select_the_settings(held_out, parts):
+    config = get_config()  # batches of 100: the number of steps is the same
+    config.held_out = held_out
+
+    def state_file(name, *rest):
+        raise KeyError(name, rest)
+
+    with pytest.raises(KeyError) as caught:
+        fit(parts, config=config, state_file=state_file)
+    name, rest = caught.value.args
+    assert name.endswith("selection") and rest[-1] == TRAIN - round(held_out * TRAIN)
+    assert "steps=150," in rest[2]
+
+
 def test_probabilities_of_views_are_averaged(parts, tmp_path):
     rng = np.random.default_rng(1)
     centers_kd = rng.normal(size=(K, D))
