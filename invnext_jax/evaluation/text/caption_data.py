@@ -69,7 +69,7 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
     if val is not None:
         scores.check_pairs(val)
     level = _find_level(manifests[1])
-    choices, notes = {}, []
+    choices, unused = {}, []
     if level:
         prompts, vocabulary = _world_prompts(level, tasks), _world_texts(level)
         choices = {
@@ -78,7 +78,7 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
             if task in prompts
         }
     else:
-        prompts, notes = _name_prompts(config, tasks, manifests[1])
+        prompts, unused = _name_prompts(config, tasks, manifests[1])
         vocabulary = train.texts
     if settings.choices:
         path = find_file(config, "choices")
@@ -87,10 +87,10 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
         raise UserError(
             f"{config.val_manifest} has neither captions nor class names nor choices, so nothing "
             "can be measured: set config.text.val_captions, or write class names (*.classes.json)"
-            f"{' '.join(['', *notes])}"
+            f"{' '.join(['', *unused])}"
         )
     pairs = zip(manifests, (train, val), strict=True)
-    notes += [note for manifest, found in pairs for note in _describe_missing(manifest, found)]
+    notes = [note for manifest, found in pairs for note in _describe_missing(manifest, found)]
     notes += [_describe_skipped("choices", c.skipped) for c in choices.values() if c.skipped]
     return EvaluationTexts(train, val, prompts, choices, vocabulary, notes)
 
