@@ -5,7 +5,7 @@ Shape key: b clips, t frames, h w pixels, c channels, y x rows and columns of pa
 
 import itertools
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,10 @@ def _draw_clips(runs, results, count: int, rules: AccessRules | None) -> dict[st
         tokens = visualization.grid_tokens(config, params, clips)
         colors = [visualization.color_features(x, config.data.size) for x in tokens]
         add(f"Features, {title}", FEATURES_CAPTION, colors)
-    captions = _name_clips(names, index_b)
+    captions = _name_clips(names, {i: manifest.paths[i] for i in index_b.tolist()})
     if captions is None:
         captions = [f"Clip {i}" for i in index_b]
-        notes.append("No captions: there is no caption file next to the manifest.")
+        notes.append("No captions: no file next to the manifest has one line for each clip.")
     title = ", ".join(Path(name).name for name in manifest_lib.split_names(names))
     shown = [{"name": n, "strips": row} for n, row in zip(captions, rows, strict=False) if row]
     return {"clips": shown, "notes": notes, "manifest": title, "held": is_held_out}
@@ -154,15 +154,27 @@ def _read_clips(config: Any, manifest: Manifest, count: int) -> tuple[np.ndarray
     return batch["video"][real_b], batch["index"][real_b]
 
 
-def _name_clips(manifest: str, index_b: np.ndarray) -> list[str] | None:
-    """Reads the ground-truth captions of the synthetic world; returns None if there are none."""
+def _name_clips(manifest: str, paths: Mapping[int, str]) -> list[str] | None:
+    """Reads the captions next to a manifest, if there is one for each row, as in a written world.
+
+    Args:
+      manifest: Name of the manifest.
+      paths: Path of each clip by its row.
+
+    Returns:
+      A caption of each clip; None if there are none, or a line describes another video.
+    """
     path = Path(manifest)
     path = path.with_name(f"{path.stem}.captions.jsonl")
     if not path.is_file():
         return None
     try:
-        lines = _read_lines(path, set(index_b.tolist()))
-        return [f"Clip {i}: {json.loads(lines[i])['caption']}" for i in index_b.tolist()]
+        lines = _read_lines(path, paths)
+        entries = {row: json.loads(lines[row]) for row in paths}
+        for row, entry in entries.items():
+            if not f"/{paths[row]}".endswith(f"/{entry['video']}"):
+                raise ValueError(f"line {row + 1} describes another video than the manifest")
+        return [f"Clip {row}: {entry['caption']}" for row, entry in entries.items()]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         logging.warning("%s is damaged and skipped: %r", path, error)
         return None

@@ -6,7 +6,6 @@ import re
 import flax.linen as nn
 import jax
 import ml_collections
-import numpy as np
 import pytest
 
 from configs import stage1 as stage1_config
@@ -155,19 +154,21 @@ def test_joined_manifests_are_listed_and_missing_captions_noted(folder):
 @pytest.mark.parametrize("text", ["", "[1]\n", "{\n", '{"a": 1}\n'])
 def test_damaged_captions_are_skipped(text, tmp_path, caplog):
     (tmp_path / "val.captions.jsonl").write_text(text)
-    assert run_clips._name_clips(f"{tmp_path}/val.csv", np.array([0])) is None
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", {0: "a.mp4"}) is None
     assert "val.captions.jsonl is damaged and skipped" in caplog.text
 
 
 def test_only_the_captions_of_the_clips_are_read(tmp_path, monkeypatch):
     path = tmp_path / "val.captions.jsonl"
-    path.write_text('{"caption": "a"}\n{\n{"caption": "c"}\n' + "x" * 1000)
+    lines = [f'{{"video": "{name}.mp4", "caption": "{name}"}}\n' for name in "ac"]
+    path.write_text("{\n".join(lines) + "x" * 1000)
     monkeypatch.setattr(run_clips, "MAX_LINE_BYTES", 100)
-    index_b = np.array([2, 0])
-    assert run_clips._name_clips(f"{tmp_path}/val.csv", index_b) == ["Clip 2: c", "Clip 0: a"]
-    assert run_clips._name_clips(f"{tmp_path}/val.csv", np.array([3])) is None
+    paths = {2: "v/c.mp4", 0: "v/a.mp4"}
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", paths) == ["Clip 2: c", "Clip 0: a"]
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", {3: "v/x.mp4"}) is None
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", {2: "v/a.mp4"}) is None  # another video
     monkeypatch.setattr(run_clips, "MAX_CAPTIONS_BYTES", 100)
-    assert run_clips._name_clips(f"{tmp_path}/val.csv", index_b) is None
+    assert run_clips._name_clips(f"{tmp_path}/val.csv", paths) is None
 
 
 @pytest.mark.parametrize("text", ["[1]", "[" * 100_000, " " * 2**20 + "{}", '{"epochs": "a"}'])
