@@ -15,7 +15,7 @@ from pathlib import Path
 from invnext_jax.data import class_names, manifest
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
-from invnext_jax.video_lists import class_ids, published_lists, text_tables
+from invnext_jax.video_lists import caption_lists, class_ids, published_lists, text_tables
 from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS, scan_folder
 from invnext_jax.video_lists.text_tables import Table
 from invnext_jax.video_lists.video_files import FileFinder, describe_problem, locate
@@ -75,7 +75,7 @@ def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
 
 def _read_text(path: Path, text: str, options: ListOptions) -> VideoList:
     if path.suffix in (".json", ".jsonl"):
-        captioned = published_lists.read_captioned(path, text, options)
+        captioned = caption_lists.read_captioned(path, text, options)
         return captioned or published_lists.read_ssv2(path, text, options)
     if table := text_tables.read_table(path, text, (*PATH_COLUMNS, *ID_COLUMNS)):
         if "youtube_id" in table.columns:

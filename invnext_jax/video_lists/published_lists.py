@@ -1,23 +1,18 @@
-"""Reads the lists of Kinetics, Something-Something v2, HMDB51, UCF101, and of captions."""
+"""Reads the lists of Kinetics, Something-Something v2, HMDB51 and UCF101."""
 
-import functools
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-from invnext_jax.data.columns import MAX_LISTED, refuse_ranges, refuse_segments
+from invnext_jax.data.columns import refuse_ranges, refuse_segments
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, text_tables
-from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS
 from invnext_jax.video_lists.text_tables import Table, parse_seconds
 from invnext_jax.video_lists.video_files import FileFinder, check_names, describe_problem, locate
 from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoList
 
 HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
-CAPTION_FIELDS = {"video", "caption", "answer"}  # read from lists of captions
-MAX_LINE = 2**22  # maximum number of characters of a line of JSON
 _HMDB51_SPLITS = {"train": ("1",), "test": ("2",), "all": ("1", "2")}  # 0 means not used
 _UCF101_LINE = re.compile(
     # The folder HandstandPushups has files named v_HandStandPushups_*.
@@ -115,6 +110,8 @@ def read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
             "of objects with an id, in UTF-8"
         ) from error
     check_names(names, f"list {path}", "id")
+    for row in rows:
+        refuse_segments(f"list {path}", row)
     labels_path = path.with_name("labels.json")
     ids, ids_file = class_ids.assign(
         class_names, options, path, labels_path if labels_path.is_file() else None
@@ -122,75 +119,35 @@ def read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
     files = FileFinder(options.videos or path.parent)
     source = options.source or "ssv2"
     entries = [
-        _find_entry(files, name, class_name, source, ids, options.task)
+        find_entry(files, name, class_name, source, ids, options.task)
         for name, class_name in zip(names, class_names, strict=True)
     ]
     return VideoList(entries, ids, ids_file)
 
 
-def _find_entry(files: FileFinder, name: str, class_name: str, source: str, ids, task: str):
+def find_entry(
+    files: FileFinder,
+    name: str,
+    class_name: str,
+    source: str,
+    ids: dict[str, int] | None,
+    task: str,
+) -> VideoEntry:
+    """Returns the entry of the file with a name without extension, or the problem of finding it.
+
+    Args:
+      files: Files of the data set.
+      name: Name without extension.
+      class_name: Class of the video, or "".
+      source: Name of the data set.
+      ids: Class ids by name; None without classes.
+      task: Name of the classification task.
+    """
     labels = class_ids.make_labels(ids, class_name, task)
     found = files.find([name], class_name)
     problem = describe_problem(found, [name])
     file = os.path.join(files.folder, name) if problem else found[0]
     return VideoEntry(file, source, labels=labels, problem=problem)
-
-
-def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | None:
-    """Reads a JSON list of objects with `video` and `caption`, or one object per line (.jsonl).
-
-    Captions are not part of a manifest: evaluations read them from the same file. A video with
-    several captions is listed once. Returns None if the objects of a JSON list have no `video`.
-    """
-    try:
-        names, fields = _read_names(path, text)
-    except (ValueError, TypeError, RecursionError):
-        names = []
-    if not names and path.suffix == ".jsonl":
-        raise UserError(
-            f'list {path} must have one JSON object with "video" per line, of at most {MAX_LINE} '
-            "characters: correct it"
-        )
-    if not names:
-        return None
-    refuse_split(path, options)
-    refuse_segments(f"list {path}", fields)
-    check_names(names, f"list {path}", "video")
-    folder, source = os.path.abspath(options.videos or path.parent), options.source or path.stem
-    finder = functools.cache(lambda: FileFinder(folder))  # only if a name has no extension
-    entries = [
-        VideoEntry(locate(folder, name, f"list {path}"), source)
-        if name.lower().endswith(VIDEO_EXTENSIONS)
-        else _find_entry(finder(), name, "", source, None, options.task)
-        for name in dict.fromkeys(names)
-    ]
-    repeated = len(names) - len(entries)
-    notes = [f"{repeated} further captions of the same videos"] if repeated else []
-    if unread := sorted(fields.keys() - CAPTION_FIELDS):
-        notes.append(f"fields that are not read: {', '.join(map(ascii, unread[:MAX_LISTED]))}")
-    return VideoList(entries, notes=tuple(notes))
-
-
-def _read_names(path: Path, text: str) -> tuple[list[Any], dict[str, Any]]:
-    """Returns `video` of each object of a JSON list or of JSON lines, and a value of each field.
-
-    Raises:
-      ValueError, TypeError, RecursionError: The text has another format.
-    """
-    lines = filter(str.strip, text_tables.split_lines(text))
-    names, fields = [], {}
-    for row in map(_parse_line, lines) if path.suffix == ".jsonl" else json.loads(text):
-        if not isinstance(row, dict) or (not names and "video" not in row):
-            raise ValueError('not an object with "video"')
-        names.append(row.get("video"))
-        fields |= {name: value for name, value in row.items() if value is not None}
-    return names, fields
-
-
-def _parse_line(line: str) -> Any:
-    if len(line) > MAX_LINE:
-        raise ValueError(f"the line has more than {MAX_LINE} characters")
-    return json.loads(line)
 
 
 def is_hmdb51(path: Path) -> bool:
@@ -243,7 +200,7 @@ def read_hmdb51(path: Path, options: ListOptions) -> VideoList:
             if row[1] in split:
                 stem = os.path.splitext(row[0])[0]
                 source = options.source or "hmdb51"
-                entries.append(_find_entry(files, stem, name, source, ids, options.task))
+                entries.append(find_entry(files, stem, name, source, ids, options.task))
     return VideoList(entries, ids, ids_file)
 
 

@@ -149,6 +149,27 @@ def test_list_of_captions_has_each_video_once(name, tmp_path):
     assert listing.notes == ("1 further captions of the same videos",)
 
 
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("a.json", {"video": "1.mp4", "caption": "x"}),
+        ("a.jsonl", {"video": "1.mp4", "caption": "x"}),
+        ("train.json", {"id": "1", "template": "x"}),
+    ],
+)
+def test_segments_are_not_whole_videos(name, entry, tmp_path):
+    entries = [{**entry, "start": None, "tags": 1}, {**entry, "start": 0.5, "end": 1}]
+    texts = ["\n".join(map(json.dumps, part)) for part in (entries, entries[:1])]
+    if name.endswith(".json"):
+        texts = [f"[{text.replace(chr(10), ',')}]" for text in texts]
+    (tmp_path / name).write_text(texts[0])
+    with pytest.raises(UserError, match="has a field 'start', which is not read: .*original_start"):
+        read(tmp_path / name)
+    (tmp_path / name).write_text(texts[1])
+    listing = read(tmp_path / name)
+    assert "video" not in entry or listing.notes == ("fields that are not read: 'tags'",)
+
+
 @pytest.mark.parametrize("video", ["3", '""', '"a\\u0000.mp4"', '"\\ud800.mp4"', "null"])
 def test_entry_of_captions_without_a_file_name_is_refused(video, tmp_path):
     path = tmp_path / "a.json"
