@@ -128,6 +128,7 @@ LAYERS = {
     ],
     "video_lists": [
         {"lists"},
+        {"caption_lists"},
         {"published_lists"},
         {"class_ids", "text_tables", "video_files"},
         {"video_list", "folder_scan"},

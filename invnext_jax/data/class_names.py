@@ -7,12 +7,13 @@ The names of several manifests are compared, so that a class id has one meaning 
 """
 
 import collections
+import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from invnext_jax import regular_file, sanitize
+from invnext_jax import csv_text, regular_file, sanitize
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
@@ -265,11 +266,22 @@ def read_file_beside(path: str) -> dict[str, dict[str, int]]:
         ) from error
 
 
+def read_label_columns(manifest: str | os.PathLike) -> list[str]:
+    """Returns the label columns of a local manifest without reading its rows.
+
+    Raises:
+      UserError: The file cannot be read.
+    """
+    try:
+        with video_io.open_text(os.fspath(manifest)) as file:
+            columns = next(csv.reader(csv_text.read_lines(file)), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"manifest {manifest} cannot be read: {error}") from error
+    return [name for name in columns if name.startswith(LABEL_PREFIX)]
+
+
 def _assign_columns(
-    found: dict[str, dict[str, int]],
-    columns: Sequence[str],
-    manifest: str | os.PathLike,
-    notes: list[str],
+    found: dict[str, dict[str, int]], columns: Sequence[str], manifest: Any, notes: list[str]
 ) -> dict[str, dict[str, int]]:
     """Returns the names of each column. Names without a column are those of the only one."""
     if "" not in found:

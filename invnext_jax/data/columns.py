@@ -4,11 +4,9 @@ Only `path`, `source`, `start`, `end`, `record` and `label_<task>` are read. lau
 writes the `INFORMATIVE` columns for the user.
 """
 
-import csv
 import difflib
 import functools
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 from absl import logging
 
 from invnext_jax import csv_text, sanitize
-from invnext_jax.data import video_io
 from invnext_jax.errors import UserError
 
 NO_LABEL = -1
@@ -80,20 +77,6 @@ def check_columns(manifest: str, columns: Sequence[str]) -> None:
             f"manifest {sanitize.redact_urls(manifest)}: columns that are not read: "
             f"{', '.join(map(_describe, others[:MAX_LISTED]))}{more}"
         )
-
-
-def read_label_columns(manifest: str | os.PathLike) -> list[str]:
-    """Returns the label columns of a local manifest without reading its rows.
-
-    Raises:
-      UserError: The file cannot be read.
-    """
-    try:
-        with video_io.open_text(os.fspath(manifest)) as file:
-            columns = next(csv.reader(csv_text.read_lines(file)), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"manifest {manifest} cannot be read: {error}") from error
-    return [name for name in columns if name.startswith(LABEL_PREFIX)]
 
 
 def refuse_ranges(where: str, columns: Iterable[str], read: Collection[str]) -> None:

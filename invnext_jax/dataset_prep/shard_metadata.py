@@ -12,7 +12,6 @@ from etils import epath
 
 from invnext_jax import csv_text
 from invnext_jax.data import class_names, video_io
-from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_files import read_json, write_text
@@ -103,7 +102,7 @@ def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
     for name in manifests:
         if video_io.is_remote(name) or video_io.is_world(name):
             return
-        columns = columns_lib.read_label_columns(name)
+        columns = class_names.read_label_columns(name)
         found.append((columns, class_names.read_manifest_classes(name, columns, notes)))
     for note in notes:
         logging.warning("%s", note)

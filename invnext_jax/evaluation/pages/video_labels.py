@@ -13,7 +13,6 @@ from absl import logging
 
 from invnext_jax import regular_file
 from invnext_jax.data import class_names, video_io
-from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
@@ -151,7 +150,7 @@ def _read_names(manifest: Manifest, tasks: Sequence[str]) -> dict[str, Mapping[i
         return {task: dict(enumerate(found)) for task, found in classes.items()}
     names: dict[str, dict[int, str]] = {task: {} for task in tasks}
     for name in filter(os.path.isfile, manifest_lib.split_names(manifest.file)):
-        columns = columns_lib.read_label_columns(name)
+        columns = class_names.read_label_columns(name)
         found = class_names.read_manifest_classes(name, columns, notes=[])
         for task in tasks:
             ids = found.get(manifest_lib.LABEL_PREFIX + task, {})
