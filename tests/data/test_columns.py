@@ -1,4 +1,4 @@
-"""Columns of a manifest that are not read are listed, and likely mistakes are refused; class names of columns."""
+"""Columns of a manifest: those that are not read, likely mistakes, and names of their classes."""
 
 import json
 import logging
