@@ -209,8 +209,8 @@ class TrainIterator:
         if not workers:
             return f"data: {IN_PROCESS_THREADS} threads of this process"
         return (
-            f"data: {workers} workers on {count_cores()} cores, with at most {memory:.0f} MiB of "
-            "memory each after the first batch"
+            f"data: {workers} {'worker' if workers == 1 else 'workers'} on {count_cores()} cores, "
+            f"with at most {memory:.0f} MiB of memory each after the first batch"
         )
 
     def summary(self) -> str:

@@ -86,5 +86,5 @@ def test_the_memory_of_the_workers_is_known_after_the_first_batch(workers, confi
     next(iterator)
     text = iterator.describe_workers()
     iterator.close()
-    pattern = r"data: 1 workers on \d+ cores, with at most [1-9]\d* MiB of memory each after .*"
+    pattern = r"data: 1 worker on \d+ cores, with at most [1-9]\d* MiB of memory each after .*"
     assert re.fullmatch(pattern if workers else "data: 4 threads of this process", text)
