@@ -77,10 +77,10 @@ def read_collective(instruction: Instruction, times: int, devices: int) -> Colle
     kind, shapes = instruction.opcode.removesuffix("-start"), instruction.results
     if kind not in KINDS:
         return None
-    if kind != instruction.opcode and kind == "all-gather":  # the outputs include the operands
+    if kind != instruction.opcode and kind != "all-reduce":
+        # The outputs are the operands, the results and, for some kinds, scalars for the hardware.
+        shapes = tuple(array for array in shapes if array[1] or not kind.startswith("collective"))
         shapes = shapes[len(shapes) // 2 :]
-    if kind != instruction.opcode and kind == "collective-permute":  # operand, output, contexts
-        shapes = shapes[1:2]
     group = _group_size(instruction.attributes, devices)
     return Collective(kind, shapes, times, group, instruction.op_name)
 

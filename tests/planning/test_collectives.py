@@ -23,6 +23,25 @@ def test_bytes_depend_on_shapes_executions_and_group_size():
     assert Collective("all-to-all", (("pred", (8,)),), 1, 4, "").sent_bytes == 6
 
 
+def test_outputs_of_started_collectives_are_their_results():
+    text = """\
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %one = ((f32[64], bf16[8]), (f32[16], bf16[2])) reduce-scatter-start(%a),
+ replica_groups={{0,1,2,3}}
+  %two = (f32[8], f32[16]) all-gather-start(%a), replica_groups={{0,1},{2,3}}
+  %three = (f32[8], f32[8], u32[], u32[]) collective-permute-start(%a)
+  ROOT %four = f32[8] all-reduce-start(%a), replica_groups={{0,1,2,3}}
+}
+"""
+    used = collectives.read_collectives(program.read_program(text), 4)
+    assert [c[:4] for c in used] == [
+        ("reduce-scatter", (("f32", (16,)), ("bf16", (2,))), 1, 4),
+        ("all-gather", (("f32", (16,)),), 1, 2),
+        ("collective-permute", (("f32", (8,)),), 1, 4),
+        ("all-reduce", (("f32", (8,)),), 1, 4),
+    ]
+
+
 def test_gather_in_a_loop_counts_once_per_iteration():
     mesh = mesh_lib.make_mesh(MESH)
     split = NamedSharding(mesh, P("fsdp"))
