@@ -25,6 +25,7 @@ from invnext_jax.training import optimizer
 
 _PACKAGE = __name__.partition(".")[0]
 _REPEATED = re.compile(r"jit\(train_step\)/|while/body/|closed_call/|checkpoint/")
+_FEWEST_LOGITS = 2**12  # for a head; arrays with fewer are small, and often have the same axes
 _LISTED = 10  # number of instructions and of attention logits in a description
 
 
@@ -173,7 +174,8 @@ def find_logits(
     """Returns the arrays of a program that may hold attention logits, largest first.
 
     These are arrays with an axis of all keys, an axis of all queries of a device or of one block,
-    and other axes whose product is divisible by the number of heads of a device.
+    and other axes whose product is divisible by the number of heads of a device. A head must have
+    at least 4,096 logits.
 
     Args:
       program: the compiled program.
@@ -185,7 +187,8 @@ def find_logits(
         heads = math.ceil(choice.heads / mesh.shape["tensor"])
         rows = {choice.queries, math.ceil(choice.queries / mesh.shape["sequence"])}
         rows |= {blockwise_attention.block_length(n, choice.keys) for n in rows}
-        layers |= {(n, choice.keys, heads) for n in rows if n > 1}
+        many = {n for n in rows if n > 1 and n * choice.keys >= _FEWEST_LOGITS}
+        layers |= {(n, choice.keys, heads) for n in many}
     found = {}
     for instruction, times in program.instructions():
         if instruction.opcode in ("parameter", "get-tuple-element", "tuple", "while", "bitcast"):

