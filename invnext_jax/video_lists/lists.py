@@ -137,20 +137,23 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
     if ignored := [c for c in table.columns if c and c not in used | PROBED_COLUMNS]:
         notes.append(f"columns that are not read: {', '.join(ignored)}")
     videos = VideoList(entries, ids, ids_file, tuple(notes))
-    return videos if named else _add_class_names(videos, path, label_columns, options)
+    return _add_class_names(videos, path, label_columns, options)
 
 
 def _add_class_names(
     videos: VideoList, path: Path, label_columns: list[str], options: ListOptions
 ) -> VideoList:
-    """Adds the class names stored next to a manifest. `--classes` overrides their ids."""
+    """Adds the class names stored next to a manifest, if the list has none.
+
+    `--classes` overrides their ids.
+    """
     notes, column = [*videos.notes], f"{manifest.LABEL_PREFIX}{options.task}"
     found = class_names.read_manifest_classes(path, label_columns, notes)
     file = class_names.class_names_path(path)
     others = " and ".join(sorted(found.keys() - {column}))
     notes += [f"{file}: names of {others} are not read: set --task to read them"] if others else []
     videos = dataclasses.replace(videos, notes=tuple(notes))
-    if column not in found:
+    if column not in found or videos.classes is not None:
         return videos
     ids = {class_ids.normalize(name, file): number for name, number in found[column].items()}
     videos = dataclasses.replace(videos, classes=ids, classes_file=file)

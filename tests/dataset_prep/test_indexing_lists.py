@@ -122,3 +122,7 @@ def test_names_are_those_of_the_task_and_not_of_another_label_column(folder):
     summary = build(folder / "m.csv", folder / "other.csv")
     assert "m.classes.json: names of label_scene are not read: set --task" in str(summary)
     assert not (folder / "other.classes.json").exists()
+    (folder / "list.classes.json").write_text('{"walk": 0, "run": 1}')  # those of label_class
+    summary = build(folder / "list.csv", folder / "scene.csv", list_options=scene)
+    assert "list.classes.json: names of label_class are not read: set --task" in str(summary)
+    assert json.loads((folder / "scene.classes.json").read_text()) == names
