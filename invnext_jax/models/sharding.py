@@ -77,4 +77,4 @@ def target_platform() -> str:
     being available. Without a mesh of devices, it is the default platform of the process.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    return getattr(device, "platform", "") or jax.default_backend()  # jax 0.10.0 has no platform
