@@ -136,6 +136,8 @@ _CLIPS: Fields = {
     **_SIZES,
     **{"sampling": _TEXT, "stride": _OPTIONAL_COUNT},
 }
+_SOURCES = {"by_source": field_checks.object_of(_OBJECT, "an object of objects")}  # optional
+_SOURCE: Fields = {name: _CLIPS[name] for name in ("sampling", "stride")}
 
 
 def _check_results(results: Mapping[str, Any], path: Path) -> None:
@@ -150,7 +152,9 @@ def _check_results(results: Mapping[str, Any], path: Path) -> None:
         if row.get("scores") is not None:
             _check_fields(row["scores"], _SCORES, f"{path}: rows[{number}].scores.", _SCORES)
     if "clips" in results:
-        _check_fields(results["clips"], _CLIPS, f"{path}: clips.", _CLIPS)
+        _check_fields(results["clips"], {**_CLIPS, **_SOURCES}, f"{path}: clips.", _CLIPS)
+        for source in results["clips"].get("by_source", {}).values():
+            _check_fields(source, _SOURCE, f"{path}: clips.by_source.", _SOURCE)
     config = results.get("run", {}).get("config", {})
     _check_fields({"config": config}, {"config": _OBJECT}, f"{path}: run.")
     data = config.get("data", {})

@@ -65,6 +65,8 @@ ROW = {
         *(({"tokens": value}, "tokens") for value in (3, {"a": 3}, {"a": {"width": "x"}})),
         ({"clips": {}}, "clips.frames"),
         ({"clips": {**CLIPS, "size": "x"}}, "clips.size"),
+        ({"clips": {**CLIPS, "by_source": {"a": 3}}}, "clips.by_source"),
+        ({"clips": {**CLIPS, "by_source": {"a": {"sampling": "x"}}}}, "clips.by_source.stride"),
         *(({"run": {"config": {"data": value}}}, "run.config.data") for value in (3, None, [])),
         *(
             ({"run": {"config": {"data": {name: value}}}}, f"run.config.data.{name}")

@@ -23,7 +23,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "root": "",  # Folder of the boxes.
             "targets": ("boxes",),  # "boxes" and, only for the world, "points".
             "stride": 3,  # Minimum frames between the starts of two windows, for boxes.
-            "fps": 5.0,  # Frames per second of windows of boxes; 0 keeps all frames.
+            # Frames per second of windows of boxes. Every n-th frame of a video is used, with the
+            # nearest rate; a note has the rates that differ. 0 keeps all frames.
+            "fps": 5.0,
             "width": 1024,  # Width of the attention readout.
             "heads": 4,  # Attention heads.
             # Whether each predicted frame has its own query token, instead of one for all frames.

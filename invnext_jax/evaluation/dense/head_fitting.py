@@ -24,6 +24,7 @@ from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.head_training import HeadTraining, TrainedHeads
 from invnext_jax.evaluation.heads import grid_selection
 from invnext_jax.evaluation.inputs import EvalInputs
+from invnext_jax.evaluation.truth.box_tracks import BoxTracks
 from invnext_jax.evaluation.truth.truth import SkippedRows, Truth
 from invnext_jax.training import mesh as mesh_lib
 
@@ -65,6 +66,9 @@ def open_truths(
       stored, otherwise "video".
     """
     truths = {split: inputs.dataset.open_truth(settings, split) for split in SPLITS}
+    for split, truth in truths.items():
+        if isinstance(truth, BoxTracks) and (text := truth.describe_rates()):
+            inputs.notes.add(f"{truth.name}, {split}: {text}")
     if settings.data != WORLD or several_layers or not inputs.fits_dense():
         return truths, "video"
     stored = {

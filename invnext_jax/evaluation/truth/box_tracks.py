@@ -21,6 +21,8 @@ from invnext_jax.video import frame_converter
 from invnext_jax.video.demux import BadVideo
 from invnext_jax.video.frame_converter import Window
 
+_RATE_TOLERANCE = 0.02  # relative; 29.97 frames per second count as 30
+
 
 class BoxTracks:
     """Windows of videos with boxes; see `truth.Truth`.
@@ -73,6 +75,25 @@ class BoxTracks:
     def __len__(self) -> int:
         """Returns the number of windows."""
         return len(self._windows)
+
+    def describe_rates(self) -> str:
+        """Returns a sentence about windows whose frame rate is not that of the rules, or "".
+
+        Every n-th frame of a video is used, so its rate is divided by a whole number.
+        """
+        wanted = self._rules.fps
+        rates = [
+            self._tracks[number].fps / (frames[1] - frames[0]) for number, frames in self._windows
+        ]
+        other = [rate for rate in rates if wanted and abs(rate / wanted - 1) > _RATE_TOLERANCE]
+        if not other:
+            return ""
+        low, high = f"{min(other):.3g}", f"{max(other):.3g}"
+        return (
+            f"{len(other):,} of {len(rates):,} windows have {low}"
+            f"{f' to {high}' if low != high else ''} instead of {wanted:g} frames per second, "
+            "because only every n-th frame of a video can be used"
+        )
 
     def window(self, row: int) -> tuple[Path, tuple[int, ...]]:
         """Returns the path of the video and the frame indices of a row."""

@@ -52,6 +52,25 @@ def test_starts_are_apart(tracks_file):
     assert all(np.diff(found).min() >= 2 for found in starts.values() if len(found) > 1)
 
 
+@pytest.mark.parametrize(
+    ("fps", "wanted", "rate"),
+    [(10.0, 5.0, ""), (29.97, 5.0, ""), (24.0, 5.0, "4.8"), (4.0, 5.0, "4"), (7.0, None, "")],
+)
+def test_windows_with_other_rates_are_described(fps, wanted, rate, tmp_path):
+    rules = WindowRules(frames=2, fps=wanted, min_together=1)
+    boxes = {"frames": list(range(30)), "boxes": [[0, 0, 50, 50]] * 30}
+    line = {"video": "a", "fps": fps, "width": 64, "height": 64, "tracks": {"a": boxes}}
+    (tmp_path / "boxes.jsonl").write_text(json.dumps(line))
+    truth = BoxTracks(tmp_path / "boxes.jsonl", size=32, rules=rules)
+    text = truth.describe_rates()
+    assert bool(text) == bool(rate)
+    if rate:
+        expected = (
+            f"{len(truth)} of {len(truth)} windows have {rate} instead of 5 frames per second"
+        )
+        assert text.startswith(expected)
+
+
 def test_crop_keeps_only_boxes_inside(tmp_path):
     inside = {"frames": [0, 1], "boxes": [[50, 0, 150, 100], [60, 10, 80, 30]]}
     outside = {"frames": [0, 1], "boxes": [[0, 0, 40, 100], [160, 0, 200, 9]]}
