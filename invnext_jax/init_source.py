@@ -10,6 +10,8 @@ from invnext_jax import json_file
 from invnext_jax.checkpointing import reader, run_metadata, storage
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
+from invnext_jax.multihost.distributed import log_on_process_0
+from invnext_jax.stages import registry
 from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.export import config_mismatches
 from invnext_jax.weights.files import open_checkpoint
@@ -130,14 +132,18 @@ def copy_sizes(
             "it to a run, an export, or a folder of a published encoder"
         )
     with import_weights.config_errors(config.init_from):
-        _copy(_read_config(config.init_from), config, overrides)
+        found = _read_config(config.init_from)
+        copy_from(found, config, overrides)
+        notes = describe_sizes(found, config, overrides)
+    for note in notes:
+        log_on_process_0(note)
     return config
 
 
-def _copy(
+def copy_from(
     found: Mapping[str, Any], config: ml_collections.ConfigDict, overrides: Collection[str]
 ) -> None:
-    """Copies the options of `copy_sizes` from the config of the source."""
+    """Copies the options of `copy_sizes` from the config of the source into `config`."""
     copied = {name: found[name] for name in _FIELDS if name in found}
     for section, names in {**dict.fromkeys(_SECTIONS), "data": _CLIP_FIELDS}.items():
         fields = found.get(section, {})
@@ -147,6 +153,53 @@ def _copy(
         target = config[section] if section else config
         if field in target and name not in (*overrides, *_NOT_COPIED):
             target[field] = value
+
+
+def describe_sizes(
+    found: Mapping[str, Any], config: ml_collections.ConfigDict, overrides: Collection[str]
+) -> list[str]:
+    """Returns sentences about sizes that are not those with which the source was trained.
+
+    Args:
+      found: the config of the source, as a dict.
+      config: the output of `copy_sizes`.
+      overrides: see `copy_sizes`.
+    """
+    notes = []
+    if "drop_path" not in found.get("encoder", {}) and "encoder.drop_path" not in overrides:
+        notes.append(
+            f"config.encoder.drop_path={config.encoder.drop_path} is not from {config.init_from}, "
+            "which does not contain it"
+        )
+    own = _find_unused(config)
+    unused = [name for name in _find_unused(found) if name not in (*own, *overrides, *_NOT_COPIED)]
+    for section in _SECTIONS:
+        names = [name for name in unused if name.startswith(f"{section}.")]
+        if fields := [name for name in names if name.partition(".")[2] in found.get(section, {})]:
+            notes.append(
+                f"config.{section} has {_join(config, fields)}, as in the config of "
+                f"{config.init_from}, which shows no use of the {section}: earlier stages may have "
+                "had other values"
+            )
+    return notes
+
+
+def _find_unused(config: Mapping[str, Any]) -> Collection[str]:
+    """Returns the options of `_SECTIONS` without effect; () if the config does not show them."""
+    # An export has no mask. That of Stage 2 needs no teacher.
+    complete = ml_collections.ConfigDict({"mask": {"kind": "multi_block"}, "init_from": ""})
+    try:
+        complete.update(config)
+        unused = registry.find_stage(complete).unused_options(complete)
+    except (LookupError, AttributeError, TypeError, ValueError):  # only sizes, or another version
+        return ()
+    return [name for name in unused if name.partition(".")[0] in _SECTIONS]
+
+
+def _join(config: ml_collections.ConfigDict, names: Collection[str]) -> str:
+    fields = (name.partition(".")[2] for name in names)
+    section = next(iter(names)).partition(".")[0]
+    return ", ".join(f"{field}={config[section][field]!r}" for field in fields)
 
 
 def _no_parameters(path: str, reason: str) -> UserError:
@@ -171,7 +224,10 @@ def _read_config(path: str) -> Mapping[str, Any]:
             return run_metadata.config_from_json(config).to_dict()
         encoder = published.encoder_config(content, path)
         del encoder["drop_path"], encoder["layer_scale"]  # not in the file
-        return {"encoder": encoder}
+        variant = published.find_variant(encoder)
+        if variant is None:
+            return {"encoder": encoder, "variant": "custom"}
+        return {"encoder": {**encoder, "drop_path": variant[1]}, "variant": variant[0]}
     found = reader.read_config(storage.open_path("config.init_from", path))
     if not found:
         raise _no_parameters(path, reader.describe_missing(path) or "has no checkpoint")

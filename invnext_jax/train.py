@@ -18,12 +18,13 @@ from invnext_jax.checkpointing import (
     frozen_hashes,
     reader,
     run_metadata,
+    source_videos,
     storage,
     video_digests,
 )
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.workdir import Records, open_workdir
-from invnext_jax.data import held_out, manifest, pipeline
+from invnext_jax.data import manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.monitoring import metrics_file, parameter_table, profiling
@@ -124,11 +125,6 @@ def prepare(
         unused = dataset.unused_options() | profiling.unused_options(config)
         config_checks.check_overrides(config, overrides, unused)
         log_on_process_0(dataset.describe(config.total_steps))
-        if jax.process_index() == 0:
-            if copies := held_out.describe_copies(dataset.manifest, config.data.held_out):
-                log_on_process_0(copies)
-            if note := held_out.describe_unused(config, dataset.manifest):
-                log_on_process_0(note)
         data_iter = iter(dataset)
         stack.callback(data_iter.close)
         locked_workdir = open_workdir(workdir)
@@ -137,6 +133,9 @@ def prepare(
         stack.callback(records.copy)
         bad_videos.write_quarantine(records.folder)
         evaluated = online_evaluation.read_manifest(config)
+        if jax.process_index() == 0:
+            for note in source_videos.describe_held_out(config, dataset.manifest, evaluated):
+                log_on_process_0(note)
     with consensus.all_hosts_agree("the frozen parameters"):
         frozen = stage.init_frozen(config, source.params)
         initialization.check_fit(config, frozen, mesh_lib.unbox(stage.abstract_frozen(config)))

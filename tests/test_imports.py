@@ -29,7 +29,7 @@ ARROWS = {
         "checkpointing",
     }
     | {"multihost", "monitoring", "data", "weights"},
-    "init_source": {"checkpointing", "multihost", "weights"},
+    "init_source": {"checkpointing", "multihost", "weights", "stages"},
     "loop": {"stages", "training", "checkpointing", "multihost", "monitoring"},
     "start_log": {"loop", "stages", "objectives", "training", "checkpointing", "multihost"}
     | {"monitoring"},
@@ -56,7 +56,7 @@ ARROWS = {
     "evaluation.metrics": set(),
     "evaluation.truth": {"data", "synthetic_world", "video", "workers"},
     "sweeps": {"evaluation", "planning", "stages", "training", "checkpointing", "data", "weights"}
-    | {"config_checks", "monitoring", "workers.cpu_quota"},
+    | {"config_checks", "init_source", "monitoring", "workers.cpu_quota"},
     "watching": {"evaluation", "sweeps", "training", "checkpointing", "monitoring"},
     "watching.make_strips": {"evaluation", "training", "checkpointing", "data", "monitoring"},
     "sweeps.arms": set(),
@@ -74,6 +74,7 @@ ARROWS = {
     "checkpointing": {"training", "multihost"},
     "checkpointing.video_digests": {"data"},
     "checkpointing.evaluated_videos": {"data"},
+    "checkpointing.source_videos": {"data"},
     "weights": set(),
     "weights.import_weights": {"stages", "models"},
     "errors": set(),
@@ -168,7 +169,7 @@ LAYERS = {
         {"mesh", "optimizer", "host_memory"},
     ],
     "checkpointing": [
-        {"manager"},
+        {"manager", "source_videos"},
         {"restore", "save_barrier", "workdir", "run_record"},
         {"reader", "evaluated_videos"},
         {"run_metadata", "checksums", "retention", "save_errors", "video_digests"},

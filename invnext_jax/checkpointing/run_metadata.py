@@ -34,6 +34,7 @@ CHANGEABLE_FIELDS: dict[str, str] = {
     "init_from": "if it was set at the start, and its step and the frozen parameters are the same",
     "init_from_unfinished": "yes",
     "init_sizes": "yes, if the sizes are the same",
+    "variant": "yes, if the sizes are the same",
     "teacher.weights": _CONTENT,
     "mesh": _ROUNDING,
     "attention": _ROUNDING,

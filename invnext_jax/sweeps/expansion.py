@@ -266,6 +266,7 @@ def _expand_arm(
             )
         name = f"{config.label}-{identity.hash_step(config, start)[:HASH_DIGITS]}"
         if name not in jobs:
+            config = config.copy_sizes(configs.get(start))
             jobs[name] = _make_job(name, config, folder, start, configs.get(start))
             configs[name] = config
         used[step.name] = name

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from invnext_jax import config_checks
+from invnext_jax import config_checks, init_source
 from invnext_jax.data import held_out as held_out_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
@@ -111,6 +111,26 @@ class StepConfig:
     def training_videos(self) -> int:
         """Returns the number of videos of a training; that of the paper if it is unknown."""
         return (*self.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
+
+    def copy_sizes(self, training: "StepConfig | None" = None) -> "StepConfig":
+        """Returns the step with the sizes that a training takes from its source.
+
+        If the source is missing on this machine, the sizes are those of the config.
+
+        Args:
+          training: the training of the sweep that it starts from; None for none.
+
+        Raises:
+          UserError: see `init_source.copy_sizes`.
+        """
+        if self.kind is not Kind.TRAIN or not self.config.init_sizes:
+            return self
+        config = self.config.copy_and_resolve_references()
+        if training is not None:
+            init_source.copy_from(training.config.to_dict(), config, self.overrides)
+        elif os.path.exists(self.own_source):
+            config = init_source.copy_sizes(config, self.overrides)
+        return dataclasses.replace(self, config=config)
 
     def command(self, workdir: Path, source: Path | None) -> tuple[str, ...]:
         """Returns the command of the step.

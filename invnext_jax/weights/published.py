@@ -18,6 +18,8 @@ from invnext_jax.weights.pixel_stats import PREPROCESSOR
 CONFIG = "config.json"
 EXTRA_SECTION = "invnext_jax"  # section of config.json that only this package uses
 _NAMES = {768: "Base", 1024: "Large", 1408: "1B"}
+# The variant and the drop-path rate of configs/common.py by width and depth. The files lack them.
+_VARIANTS = {(768, 12): ("base", 0.1), (1024, 24): ("large", 0.2), (1408, 40): ("1b", 0.2)}
 
 
 def is_published(path: str | Path) -> bool:
@@ -96,6 +98,15 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         "pool_heads": sizes.get("attn_pool_num_heads", 16),
         "pool_width": sizes.get("clip_embed_dim", 768),
     }
+
+
+def find_variant(encoder: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Returns the variant with the sizes of an encoder and its drop-path rate; None for others.
+
+    Args:
+      encoder: output of `encoder_config`.
+    """
+    return _VARIANTS.get((encoder["width"], encoder["depth"]))
 
 
 def write_configs(

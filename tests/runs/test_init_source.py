@@ -1,13 +1,15 @@
 """Checks of the run or export from which a run starts."""
 
+import json
+
 import ml_collections
 import numpy as np
 import pytest
 
-from configs import stage1
+from configs import adapt, common, stage1, stage2
 from invnext_jax import init_source
 from invnext_jax.errors import UserError
-from invnext_jax.weights import export
+from invnext_jax.weights import export, published
 
 
 @pytest.fixture
@@ -88,3 +90,55 @@ def test_a_source_without_parameters_is_described(config, tmp_path, read):
         sentence = rf"{name} {reason}: .*an export \(a .safetensors file\), or the folder of a pub"
         with pytest.raises(UserError, match=sentence):
             read(config)
+
+
+def write_published(folder, **changes):
+    """The config of a published encoder, with a file of weights that nobody reads."""
+    encoder = adapt.get_config().encoder
+    encoder.update(changes)
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"model_config": published.model_config(encoder)})
+    )
+    (folder / "model.safetensors").touch()
+    return str(folder)
+
+
+@pytest.mark.parametrize("variant", ["base", "large", "1b"])
+def test_published_encoders_have_the_drop_path_of_their_variant(variant, tmp_path, capsys):
+    config, sizes = adapt.get_config(), common.ENCODERS[variant]
+    config.init_from = write_published(tmp_path / "a", **sizes)
+    copied = init_source.copy_sizes(config, ())
+    assert copied.variant == variant and not capsys.readouterr().out
+    assert {name: copied.encoder[name] for name in sizes} == sizes
+    assert init_source.copy_sizes(config, ("encoder.drop_path",)).encoder.drop_path == 0.1
+
+
+def test_published_encoders_of_other_sizes_have_no_variant(tmp_path, capsys):
+    config = adapt.get_config()
+    config.init_from = write_published(tmp_path / "a", depth=3)
+    assert init_source.copy_sizes(config, ()).variant == "custom"
+    printed = capsys.readouterr().out
+    assert printed == (
+        f"config.encoder.drop_path=0.1 is not from {tmp_path / 'a'}, which does not contain it\n"
+    )
+
+
+def test_sections_that_the_source_did_not_use_are_described():
+    """Stage 2 reads no teacher, so its config does not show the one of Stage 1."""
+
+    def describe(source, stage, overrides=()):
+        config = adapt.get_config(stage)
+        config.init_from = "runs/a"
+        init_source.copy_from(source, config, overrides)
+        return init_source.describe_sizes(source, config, overrides)
+
+    source = stage2.get_config("tiny").to_dict()
+    decoder, teacher = describe(source, "stage1", ("teacher.width",))
+    assert decoder.startswith("config.decoder has depth=2, dtype='float32', kind=")
+    assert teacher.startswith("config.teacher has activation=") and "tap_interval=1.0" in teacher
+    assert "runs/a, which shows no use of the teacher" in teacher and " width=" not in teacher
+    assert describe(source, "stage2") == describe(stage1.get_config("tiny").to_dict(), "stage1")
+    assert describe(source, "stage2") == []
+    del source["mask"], source["init_from"]  # an export
+    assert len(describe(source, "stage1")) == 2
