@@ -110,7 +110,7 @@ def check_source(
 
 
 def copy_sizes(
-    config: ml_collections.ConfigDict, overrides: Collection[str]
+    config: ml_collections.ConfigDict, overrides: Collection[str], *, quiet: bool = False
 ) -> ml_collections.ConfigDict:
     """Returns a config in which sizes of models and clips are those of `config.init_from`.
 
@@ -119,6 +119,7 @@ def copy_sizes(
     Args:
       config: the run's config, which is not modified.
       overrides: dotted names of the options that were set on the command line, which are kept.
+      quiet: whether to leave out the log of `describe_sizes`.
 
     Raises:
       UserError: `config.init_from` is not set, or has no readable config.
@@ -135,7 +136,7 @@ def copy_sizes(
         found = _read_config(config.init_from)
         copy_from(found, config, overrides)
         notes = describe_sizes(found, config, overrides)
-    for note in notes:
+    for note in () if quiet else notes:
         log_on_process_0(note)
     return config
 

@@ -129,7 +129,7 @@ class StepConfig:
         if training is not None:
             init_source.copy_from(training.config.to_dict(), config, self.overrides)
         elif os.path.exists(self.own_source):
-            config = init_source.copy_sizes(config, self.overrides)
+            config = init_source.copy_sizes(config, self.overrides, quiet=True)
         return dataclasses.replace(self, config=config)
 
     def command(self, workdir: Path, source: Path | None) -> tuple[str, ...]:
