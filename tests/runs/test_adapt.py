@@ -44,7 +44,8 @@ def test_training_starts_from_the_source_and_ends_with_numbers_before_and_after(
 ):
     config, overrides = small(stage1_run, videos)
     train.train(config, tmp_path / "adapted", overrides)
-    *_, retrieval, rank = capsys.readouterr().out.splitlines()
+    *lines, retrieval, rank = capsys.readouterr().out.splitlines()
+    assert any(f"{stage1_run} trained on 4 of 4 evaluated videos" in line for line in lines)
     records = metrics_file.read_metrics(tmp_path / "adapted")
     first, last = (record["eval/retrieval"] for record in (records[0], records[-1]))
     assert retrieval == (f"eval/retrieval: {first:.4g} before step 1, {last:.4g} after step 3")
