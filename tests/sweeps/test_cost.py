@@ -10,9 +10,9 @@ from invnext_jax.errors import UserError
 from invnext_jax.planning import fitting, flops, plan
 from invnext_jax.planning.devices import DEVICES
 from invnext_jax.sweeps import commands, cost
-from invnext_jax.sweeps.arms import Arm, chain
+from invnext_jax.sweeps.arms import Arm, Step, chain
 from invnext_jax.sweeps.expansion import expand
-from invnext_jax.sweeps.step_config import Kind
+from invnext_jax.sweeps.step_config import Kind, load_step
 from invnext_jax.sweeps.sweep_file import Sweep
 
 SMALL = {"encoder.depth": 2, "predictor.depth": 1, "data.frames": 2, "total_steps": 10}
@@ -164,3 +164,23 @@ def test_costs_without_a_source_are_zero(tmp_path):
     sweep, configs = expand_arms(tmp_path, Arm("a", (probe,)))
     (found,) = cost.predict_costs(sweep, configs, "h100", 1).values()
     assert dataclasses.replace(found, memory_bytes=0) == cost.Cost(0.0, 0.0, 0, 0.0, 1, True)
+
+
+def test_a_step_with_the_sizes_of_its_source_is_planned_with_them(tmp_path):
+    """The sizes of a chain are known before its first run is."""
+    adapt = {"data.manifest": VIDEOS, "data.held_out": 4, "data.frames": 4}
+    steps = chain(
+        stage1="configs/stage1.py:tiny",
+        adapt="configs/adapt.py",
+        probe="configs/eval/tasks/linear_probe.py:tiny",
+    )
+    steps = (steps[0], steps[1].with_overrides(adapt), steps[2])
+    sweep, configs = expand_arms(tmp_path, Arm("a", steps))
+    found = configs[sweep.arms[0].jobs["adapt"]]
+    first = configs[sweep.arms[0].jobs["stage1"]].config
+    assert found.config.encoder == first.encoder and found.config.variant == "tiny"
+    assert (found.config.data.frames, found.config.data.size) == (4, 32)
+    command = sweep.jobs[sweep.arms[0].jobs["adapt"]].job.command
+    assert not any("width" in part for part in command)  # the run copies them
+    missing = load_step(Step("adapt", "configs/adapt.py", {"init_from": str(tmp_path / "a")}), None)
+    assert missing.copy_sizes().config.encoder.width == 768

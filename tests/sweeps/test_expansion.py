@@ -298,19 +298,3 @@ def test_a_step_with_another_seed_than_its_arm_is_refused():
     assert load_step(step, 1).config.seed == 1
     with pytest.raises(UserError, match="stage1.seed=1 and the seed 3 of the arm differ"):
         load_step(step, 3)
-
-
-def test_a_step_with_the_sizes_of_its_source_is_planned_with_them(tmp_path, manifest):
-    """The sizes of a chain are known before its first run is."""
-    adapt = {"data.manifest": str(manifest), "data.held_out": 4, "data.frames": 4}
-    steps = chain(stage1=STAGE1, adapt="configs/adapt.py", probe=PROBE)
-    steps = (steps[0], steps[1].with_overrides(adapt), steps[2])
-    sweep, configs = expand_arms(tmp_path, Arm("a", steps))
-    found = configs[sweep.arms[0].jobs["adapt"]]
-    first = configs[sweep.arms[0].jobs["stage1"]].config
-    assert found.config.encoder == first.encoder and found.config.variant == "tiny"
-    assert (found.config.data.frames, found.config.data.size) == (4, 32)
-    command = sweep.jobs[sweep.arms[0].jobs["adapt"]].job.command
-    assert not any("width" in part for part in command)  # the run copies them
-    missing = load_step(Step("adapt", "configs/adapt.py", {"init_from": str(tmp_path / "a")}), None)
-    assert missing.copy_sizes().config.encoder.width == 768
