@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from invnext_jax import sanitize
 from invnext_jax.errors import UserError
 
 MAX_NUMBER = 1e100  # maximum absolute value of a number
@@ -54,18 +55,30 @@ def list_of(check: Check, words: str) -> Check:
     return (lambda value: isinstance(value, list) and all(map(check[0], value))), words
 
 
-def object_of(check: Check, words: str) -> Check:
-    """Returns a check of all values of an object."""
-    return (lambda value: isinstance(value, dict) and all(map(check[0], value.values()))), words
+def object_of(check: Check, words: str, names: Check | None = None) -> Check:
+    """Returns a check of all values of an object, and of its names."""
+    is_name = names[0] if names else is_text
+    test = lambda value: (  # noqa: E731
+        isinstance(value, dict) and all(map(is_name, value)) and all(map(check[0], value.values()))
+    )
+    return test, words
 
 
-def text(low: int, high: int) -> Check:
-    """Returns a check of the number of characters of a string."""
-    test = lambda value: is_text(value) and low <= len(value) <= high  # noqa: E731
-    return test, f"a string of {low} to {high} characters"
+def line(low: int, high: int) -> Check:
+    """Returns a check of a string without line breaks and control characters, and of its length."""
+    test = lambda value: (  # noqa: E731
+        isinstance(value, str) and low <= len(value) <= high and sanitize.is_line(value)
+    )
+    return test, f"a line of {low} to {high} printable characters"
 
 
-TEXT, NAME = (is_text, "a string of Unicode characters"), text(1, MAX_NAME)
+def list_up_to(limit: int, words: str) -> Check:
+    """Returns a check of the type and the length of a list."""
+    test = lambda value: isinstance(value, list) and len(value) <= limit  # noqa: E731
+    return test, f"a list of at most {limit:,} {words}"
+
+
+TEXT, NAME = (is_text, "a string of Unicode characters"), line(1, MAX_NAME)
 COUNT = (_is_count, "an integer that is at least 0")
 NUMBER = (is_number, "a finite number")
 OBJECT = (_is_object, "an object")

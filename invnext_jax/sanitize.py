@@ -17,6 +17,7 @@ _SECRET_NAME = re.compile(
 _MAX_PLAIN = 15  # longer query values may be signatures
 _REDACTED = "REDACTED"
 MAX_MESSAGE = 20_000  # maximum number of characters of an error message; it may contain a table
+MAX_LOG_ENTRY = 200_000  # maximum number of characters of an entry of the log
 MAX_REASON = 1000  # maximum number of characters of the reason why a video or a row is skipped
 
 
@@ -67,6 +68,11 @@ def redact_tree(tree: Any) -> Any:
 def escape_controls(text: str) -> str:
     r"""Replaces control characters, except tab and newline, with escapes such as `\x1b`."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def is_line(text: str) -> bool:
+    """Returns whether a text is one line without control characters, except tabs."""
+    return text == escape_controls(text) and text == "".join(text.splitlines())
 
 
 def for_display(text: str) -> str:

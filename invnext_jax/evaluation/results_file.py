@@ -32,6 +32,7 @@ MAX_BYTES = 2**26  # maximum size of a file of results or rows; nested lists nee
 MAX_ROWS = 2000  # the time to make a page may grow with the square of the number of rows
 MAX_SIZE = 4096  # maximum number of frames, and of pixels of a side, of a clip
 MAX_PIXELS = 2**28  # of all frames of a clip, which pages may show
+MAX_DEPTH = 64  # of nested objects and lists; run.config has fewer than 40
 _ADVICE = "run launch/evaluate.py again"
 
 
@@ -123,7 +124,7 @@ _RESULTS: Fields = {
 }
 _ROW: Fields = {
     **dict.fromkeys(("name", "task", "metric", "evaluator"), _NAME),
-    "input": field_checks.text(0, field_checks.MAX_NAME),
+    "input": field_checks.line(0, field_checks.MAX_NAME),
     **dict.fromkeys(("value", "top1", "standard_error", "chance"), _NUMBER),
     **dict.fromkeys(("n", "videos"), _COUNT),
     **dict.fromkeys(("videos_key", "videos_digest"), _OPTIONAL_TEXT),
@@ -146,6 +147,7 @@ def _check_results(results: Mapping[str, Any], path: Path) -> None:
     Raises:
       UserError: a field has an unexpected type, or a required field of an object is missing.
     """
+    field_checks.check_depth(results, MAX_DEPTH, str(path), _ADVICE)
     _check_fields(results, _RESULTS, f"{path}: ")
     for number, row in enumerate(results["rows"]):
         _check_fields(row, _ROW, f"{path}: rows[{number}].")

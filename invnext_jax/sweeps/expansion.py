@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from invnext_jax import field_checks
 from invnext_jax.errors import UserError
-from invnext_jax.field_checks import is_number
+from invnext_jax.field_checks import COUNT, MAX_NAME, NAME, NUMBER, OBJECT, TEXT, Fields
 from invnext_jax.sweeps import identity, setting_checks
 from invnext_jax.sweeps.arms import Arm, Column
 from invnext_jax.sweeps.job import Job, Resources
@@ -17,7 +18,9 @@ from invnext_jax.sweeps.step_config import Kind, StepConfig, load_step
 from invnext_jax.sweeps.sweep_file import Sweep
 from invnext_jax.training import recipe as recipe_lib
 
-MAX_NAME = 240  # bytes of the name of a job, which names files
+MAX_JOB_NAME = 240  # bytes of the name of a job, which names files
+MAX_ARMS, MAX_JOBS = 2**16, 2**16  # tables have at most as many values
+MAX_SHOWN_ARMS = 8  # of one job
 HASH_DIGITS = 12  # in the names of jobs; 1000 jobs collide with a probability of 2e-9
 
 
@@ -78,6 +81,10 @@ class ExpandedSweep:
             for name, used in seeds.items()
         ]
 
+    def describe_arms(self, job: str) -> str:
+        """Returns the first of the names of `arm_names`, and the number of the others."""
+        return join_names(self.arm_names(job), MAX_SHOWN_ARMS)
+
     @functools.cached_property
     def groups(self) -> dict[str, list[PlannedArm]]:
         """The arms of each group."""
@@ -116,7 +123,7 @@ class ExpandedSweep:
         Raises:
           KeyError, TypeError, ValueError: the description is damaged.
         """
-        _check_types(tree, source=str, folder=str, arms=list, columns=dict, jobs=list)
+        _check(tree, _SWEEP)
         jobs: dict[str, PlannedJob] = {}
         for entry in tree["jobs"]:
             planned = _job_from_json(entry, tree["folder"], folder)
@@ -125,11 +132,9 @@ class ExpandedSweep:
                 raise ValueError(f"the job {name!r} is repeated, or precedes its dependencies")
             jobs[name] = planned
         arms = tuple(_arm_from_json(arm, jobs) for arm in tree["arms"])
-        for column in tree["columns"].values():
-            _check_texts(column.values() if isinstance(column, dict) else [None])
         columns = {title: Column(**column) for title, column in tree["columns"].items()}
         executor = tree.get("executor", "")  # not in folders of older versions
-        _check_texts([executor])
+        _check({"executor": executor}, {"executor": _LABEL})
         return cls(tree["source"], arms, columns, jobs, executor)
 
 
@@ -160,40 +165,54 @@ def _job_to_json(planned: PlannedJob) -> dict[str, Any]:
     return {"kind": planned.kind.value, "total_steps": planned.total_steps, **job}
 
 
-def _check_types(fields: Any, **types: Any) -> None:
-    """Raises `TypeError` unless `fields` is a dict whose values have the given types."""
-    for name, kind in types.items():
-        if not isinstance(fields, dict) or not isinstance(fields[name], kind):
-            raise TypeError(f"{name} is missing or has a wrong type")
+_ANY_TEXT = (lambda value: isinstance(value, str), "text")  # of paths that are not UTF-8, too
+_ANY_TEXTS = field_checks.list_of(_ANY_TEXT, "a list of texts")
+_LABEL = field_checks.line(0, MAX_NAME)
+_COLUMN = field_checks.object_of(TEXT, "an object of texts")
+_SWEEP: Fields = {
+    **{"source": TEXT, "folder": _ANY_TEXT},
+    "columns": field_checks.object_of(_COLUMN, "an object of columns with names", NAME),
+    "arms": field_checks.list_up_to(MAX_ARMS, "arms"),
+    "jobs": field_checks.list_up_to(MAX_JOBS, "jobs"),
+}
+_ARM: Fields = {
+    **{"name": NAME, "group": _LABEL, "reference": field_checks.object_of(NUMBER, "numbers")},
+    "seed": field_checks.optional(field_checks.integer(-(2**63), 2**63 - 1)),
+    "jobs": field_checks.object_of(NAME, "an object of names", NAME),
+    "is_baseline": (lambda value: isinstance(value, bool), "true or false"),
+}
+_JOB: Fields = {
+    **{"name": NAME, "folder": _ANY_TEXT, "command": _ANY_TEXTS, "dependencies": _ANY_TEXTS},
+    "environment": field_checks.object_of(_ANY_TEXT, "an object of texts"),
+    **{"total_steps": COUNT, "resources": OBJECT},
+}
 
 
-def _check_texts(values: Iterable[Any]) -> None:
-    if not all(isinstance(value, str) for value in values):
-        raise TypeError("a value is not text")
+def _check(found: Any, fields: Fields) -> None:
+    """Raises `TypeError` unless `found` is an object with all fields, which pass their checks."""
+    for name, (test, words) in fields.items():
+        if not isinstance(found, dict) or not test(found[name]):
+            raise TypeError(f"{name} is not {words}")
 
 
 def _arm_from_json(arm: Any, jobs: Mapping[str, PlannedJob]) -> PlannedArm:
-    _check_types(arm, name=str, group=str, seed=int | None, reference=dict, jobs=dict)
-    if not all(map(is_number, arm["reference"].values())):
-        raise TypeError(f"a published value of the arm {arm['name']!r} is not a number")
+    _check(arm, _ARM)
     if not jobs.keys() >= set(arm["jobs"].values()):
         raise ValueError(f"the arm {arm['name']!r} has jobs that are not listed")
     return PlannedArm(**arm)
 
 
 def _job_from_json(entry: Any, old: str, folder: Path) -> PlannedJob:
-    _check_types(entry, name=str, folder=str, command=list, environment=dict, total_steps=int)
-    _check_types(entry, dependencies=list, resources=dict)
-    _check_texts([*entry["command"], *entry["dependencies"], *entry["environment"].values()])
+    _check(entry, _JOB)
     resources = entry["resources"]
-    _check_types(resources, **dict.fromkeys(resources, int | float) | {"device": str})
+    _check(resources, dict.fromkeys(resources, NUMBER) | {"device": TEXT})
     fields = dict(entry)
     kind, total_steps = Kind(fields.pop("kind")), fields.pop("total_steps")
     fields |= {"folder": Path(fields["folder"]), **_paths(folder, fields["name"])}
     moved = (part.replace(f"={old}/", f"={folder}/") for part in fields["command"])
     fields |= {"command": tuple(moved), "dependencies": tuple(fields["dependencies"])}
     fields["resources"] = Resources(**fields["resources"])
-    if not re.fullmatch(r"[\w-]+", fields["name"]) or len(fields["name"].encode()) > MAX_NAME:
+    if not re.fullmatch(r"[\w-]+", fields["name"]) or len(fields["name"].encode()) > MAX_JOB_NAME:
         raise ValueError(f"invalid name {fields['name']!r:.80}")
     return PlannedJob(Job(**fields), kind, total_steps)
 
@@ -212,13 +231,15 @@ def expand(
       The expanded sweep, and the config of each job by name.
 
     Raises:
-      UserError: an option is invalid or has no effect, an evaluation has no encoder, or a column
-        has an unknown step.
+      UserError: an option is invalid or has no effect, an evaluation has no encoder, a column has
+        an unknown step, or there are too many arms.
     """
     identity.digest_videos.cache_clear()  # videos may have been replaced since an earlier call
     setting_checks.check_conflicts(settings, sweep.arms)
     jobs: dict[str, PlannedJob] = {}
     configs: dict[str, StepConfig] = {}
+    if len(sweep.arms) > MAX_ARMS:
+        raise UserError(f"{sweep.source} has more than {MAX_ARMS:,} arms: divide the sweep")
     arms = []
     for arm in sweep.arms:
         used = _expand_arm(arm, folder, settings, jobs, configs)
@@ -226,24 +247,7 @@ def expand(
             PlannedArm(arm.name, arm.group, arm.seed, arm.is_baseline, dict(arm.reference), used)
         )
     setting_checks.check_effects(settings, configs)
-    return ExpandedSweep(sweep.source, tuple(arms), _find_columns(sweep, arms), jobs), configs
-
-
-def _find_columns(sweep: Sweep, arms: Iterable[PlannedArm]) -> dict[str, Column]:
-    """Returns the columns of the steps of a sweep.
-
-    Raises:
-      UserError: a column that is not optional has an unknown step.
-    """
-    steps = dict.fromkeys(step for arm in arms for step in arm.jobs)
-    for title, column in sweep.columns.items():
-        if column.step not in steps and not column.optional:
-            raise UserError(
-                f"the column {title!r} of {sweep.source} has the step {column.step!r}, which is "
-                f"not one of {', '.join(steps)}: correct it, or set optional=True if other sweeps "
-                "of the file have this step"
-            )
-    return {title: c for title, c in sweep.columns.items() if c.step in steps}
+    return ExpandedSweep(sweep.source, tuple(arms), sweep.find_columns(), jobs), configs
 
 
 def _expand_arm(

@@ -18,7 +18,7 @@ from typing import Any
 from absl import logging
 
 from invnext_jax import config_checks
-from invnext_jax.checkpointing import checksums, reader, run_metadata, video_digests
+from invnext_jax.checkpointing import checksums, reader, run_metadata, storage, video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.data.access_rules import AccessRules
@@ -184,7 +184,9 @@ def _find_files(path: Path) -> list[Path]:
     if steps := reader.finished_steps(folder):
         newest = folder / str(steps[-1])
         listed = newest / checksums.CHECKSUMS_FILE  # it contains the hashes of all other files
-        return [listed] if listed.is_file() else sorted(filter(Path.is_file, newest.rglob("*")))
+        if listed.is_file():
+            return [listed]
+        return sorted(filter(Path.is_file, storage.list_files(newest)))
     return sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
 
 

@@ -29,7 +29,7 @@ def format_status(folder: SweepFolder, sweep: ExpandedSweep) -> str:
     lines = []
     for name, planned in sweep.jobs.items():
         state = states[name]
-        arms = "; ".join(sweep.arm_names(name))
+        arms = sweep.describe_arms(name)
         lines.append(f"{name:{widths[0]}}  {texts[name]:{min(widths[1], _MAX_WIDTH)}}  {arms}")
         if state.status is Status.FAILED or state.failures:
             lines += [f"    {line}" for line in read_log_tail(planned.job)]

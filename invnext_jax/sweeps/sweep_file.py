@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax.errors import UserError
+from invnext_jax.field_checks import MAX_NAME, NAME, Fields, line
 from invnext_jax.sweeps.arms import Arm, Chain, Column, Step, make_arm, with_seeds
 
 PREFIX = "sweep"
@@ -21,6 +22,8 @@ _FIELDS: Sequence[tuple[str, Any, str]] = (
     ("is_baseline", bool, "True or False"),
     ("reference", Mapping, "a dict from titles of columns to numbers"),
 )
+# Readers of the folder of a sweep accept no other names.
+_NAMES: Fields = {"name": NAME, "group": line(0, MAX_NAME)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,22 @@ class Sweep:
     source: str
     arms: tuple[Arm, ...]
     columns: Mapping[str, Column]
+
+    def find_columns(self) -> dict[str, Column]:
+        """Returns the columns of the steps of the sweep.
+
+        Raises:
+          UserError: a column that is not optional has an unknown step.
+        """
+        steps = dict.fromkeys(step.name for arm in self.arms for step in arm.steps)
+        for title, column in self.columns.items():
+            if column.step not in steps and not column.optional:
+                raise UserError(
+                    f"the column {title!r} of {self.source} has the step {column.step!r}, which is "
+                    f"not one of {', '.join(steps)}: correct it, or set optional=True if other "
+                    "sweeps of the file have this step"
+                )
+        return {title: c for title, c in self.columns.items() if c.step in steps}
 
 
 def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
@@ -80,9 +99,11 @@ def _check_types(path: str, steps: Any, columns: Any) -> None:
     if not isinstance(steps, Sequence) or not all(isinstance(step, Step) for step in steps):
         raise UserError(f"CHAIN in {path} is not a chain of steps: make it with `chain`")
     if not isinstance(columns, Mapping) or not all(
-        isinstance(column, Column) for column in columns.values()
+        NAME[0](title) and isinstance(column, Column) for title, column in columns.items()
     ):
-        raise UserError(f"COLUMNS in {path} must be a dict from titles to `Column`")
+        raise UserError(
+            f"COLUMNS in {path} must be a dict from titles to `Column`; a title is {NAME[1]}"
+        )
 
 
 def _call(source: str, function: types.FunctionType, arguments: Sequence[str]) -> Iterable[Any]:
@@ -164,6 +185,12 @@ def _check_fields(source: str, arm: Arm) -> None:
             raise UserError(
                 f"the arm {arm.name!r} of {source} has {name}={value!r}, which must be {expected}: "
                 "correct it in the sweep file"
+            )
+    for name, (test, words) in _NAMES.items():
+        if not test(getattr(arm, name)):
+            raise UserError(
+                f"an arm of {source} has {name}={getattr(arm, name)!r:.160}, which is not {words}: "
+                "give it another one in the sweep file"
             )
     for title, value in arm.reference.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

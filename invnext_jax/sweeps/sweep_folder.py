@@ -24,8 +24,9 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax import atomic_file, file_lock, json_file
+from invnext_jax import atomic_file, file_lock, json_file, sanitize
 from invnext_jax.errors import UserError, summarize_error
+from invnext_jax.field_checks import COUNT, OBJECT, TEXT, Fields, optional
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.job import Handle
 
@@ -71,6 +72,12 @@ class JobState:
         return self.status in (Status.QUEUED, Status.RUNNING)
 
 
+_STATE: Fields = {
+    **{"reason": TEXT, "started": TEXT, "ended": TEXT, "handle": optional(OBJECT)},
+    **{"failures": COUNT, "saved_step": COUNT},
+}
+
+
 def now() -> str:
     """Returns the local time in ISO 8601, with the offset from UTC."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -83,14 +90,11 @@ def _parse_state(tree: Mapping[str, Any]) -> JobState:
       KeyError, TypeError, ValueError: a field or the status is unknown, or has a wrong type.
     """
     state = JobState(**{**tree, "status": Status(tree["status"])})
-    texts, numbers = (state.reason, state.started, state.ended), (state.failures, state.saved_step)
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("a text has a wrong type")
-    if not all(type(number) is int for number in numbers):
-        raise TypeError("a number has a wrong type")
-    if not isinstance(state.handle, dict | None):
-        raise TypeError("the handle has a wrong type")
-    return state
+    for name, (test, words) in _STATE.items():
+        if not test(getattr(state, name)):
+            raise TypeError(f"{name} is not {words}")
+    reason = sanitize.shorten(" ".join(state.reason.split()))  # tables repeat it in many cells
+    return dataclasses.replace(state, reason=reason)
 
 
 class SweepFolder:

@@ -63,7 +63,7 @@ class SweepView:
                     planned, states[name], is_blocked=name in blocked
                 ),
                 "failed": states[name].status is Status.FAILED,
-                "arms": "; ".join(sweep.arm_names(name)),  # names may contain commas
+                "arms": sweep.describe_arms(name),
             }
             for name, planned in sweep.jobs.items()
         ]

@@ -47,6 +47,14 @@ def test_paths_are_relative_to_the_new_folder():
     assert outside["rows"][0]["scores"]["file"] == "../../rows/a.npz"
 
 
+def nest(levels):
+    """Returns nested objects."""
+    found = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
 CLIPS = {"frames": 8, "size": 64, "short_side": 64, "sampling": "dense", "stride": 2}
 ROW = {
     **{"name": "encoder", "input": "mean", "task": "shape", "evaluator": "knn", "metric": "top1"},
@@ -59,6 +67,7 @@ ROW = {
     [
         *(({name: 3}, name) for name in ("stage", "title", "checkpoint", "tasks", "notes")),
         *(({name: "x"}, name) for name in ("manifests", "videos", "run", "clips", "step", "steps")),
+        ({"run": {"config": nest(970)}}, "nested too deeply"),
         *(({"steps": [value]}, "steps") for value in ("../x", True, -1, 2**70, None)),
         *(({"neighbors": 3}, "neighbors"), ({"run": {"config": 3}}, "run.config")),
         *(({"manifests": {"val": 3}}, "manifests"), ({"notes": [3]}, "notes")),

@@ -1,5 +1,6 @@
 """Damaged files in the folder of a sweep are one-sentence errors, and never block."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import pytest
 from fake_sweeps import FAKE, make_job, make_sweep
 
 from invnext_jax.errors import UserError
-from invnext_jax.sweeps import commands, status_table
+from invnext_jax.sweeps import commands, expansion, status_table
 from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import Machine
 from invnext_jax.sweeps.runner import RunOptions
@@ -33,6 +34,10 @@ def change_job(**fields):
     return lambda tree: tree["jobs"][-1].update(fields)
 
 
+# Names that forge lines, cannot be encoded, or fill the memory.
+NAMES = ("", "a\nb", "a\u2028b", "a\x1b[2Jb", "a\ud800", "n" * 501)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -53,6 +58,13 @@ def change_job(**fields):
         lambda tree: tree["arms"][0].update(reference={"x": math.nan}),
         lambda tree: tree["arms"].append(None),
         lambda tree: tree["jobs"].append(tree["jobs"][0]),
+        change_job(total_steps=10**4000),
+        *(lambda tree, n=n: tree["arms"][0].update(name=n) for n in NAMES),
+        *(lambda tree, n=n: tree["arms"][0].update(group=n) for n in NAMES[1:]),
+        *(lambda tree, n=n: tree["columns"].update({n: {"step": "stage1"}}) for n in NAMES),
+        lambda tree: tree["arms"][0].update(jobs={"s" * 501: tree["jobs"][0]["name"]}),
+        lambda tree: tree["arms"][0].update(seed=10**4000),
+        lambda tree: tree.update(arms=tree["arms"][:1] * (expansion.MAX_ARMS + 1)),
     ],
 )
 def test_cycles_and_wrong_types_are_user_errors(folder, change):
@@ -68,7 +80,8 @@ def test_cycles_and_wrong_types_are_user_errors(folder, change):
     "fields",
     [
         *({"failures": "1"}, {"reason": 1}, {"handle": []}, {"started": None}, {"other": 1}),
-        *({"saved_step": "1"}, {"status": "paused"}),
+        *({"saved_step": "1"}, {"status": "paused"}, {"failures": int("9" * 4300)}),
+        *({"failures": -1}, {"saved_step": 2**63}, {"reason": "\ud800"}),
     ],
 )
 def test_unreadable_states_are_reported_and_count_as_waiting(folder, sweep, fields, caplog):
@@ -82,6 +95,21 @@ def test_unreadable_states_are_reported_and_count_as_waiting(folder, sweep, fiel
     assert len(reports) == len(sweep.jobs)  # once for each file
     assert all("damaged or of another version" in text for text in reports)
     assert all(any(f"{name}.json" in text for text in reports) for name in sweep.jobs)
+
+
+def test_reasons_are_short_lines(folder, sweep):
+    name = next(iter(sweep.jobs))
+    folder.write_state(name, JobState(Status.FAILED, reason="first\nsecond" + "x" * 5000))
+    reason = folder.read_state(name).reason
+    assert reason.startswith("first second") and len(reason) <= 1000
+
+
+def test_a_job_of_many_arms_names_the_first_ones(folder, sweep):
+    arm = sweep.arms[0]
+    arms = tuple(dataclasses.replace(arm, name=f"arm {n}", seed=None) for n in range(20))
+    folder.write_sweep(dataclasses.replace(sweep, arms=arms))
+    status = commands.show_status(folder)
+    assert "arm 0; arm 1; " in status and "arm 7 and 12 more" in status
 
 
 @pytest.mark.parametrize("line", ['{"step": "abc"}', '{"step": 1e400}', "[" * 60_000, '"text"'])

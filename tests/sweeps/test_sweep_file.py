@@ -55,6 +55,9 @@ def sweep_text_reference():
 def sweep_number_name():
     yield {"name": 3}
 
+def sweep_long_name():
+    yield {"name": "x" * 501}
+
 def sweep_float_seed():
     yield {"seed": 1.0}
 
@@ -111,6 +114,7 @@ def test_seeds_of_the_command_line_repeat_arms(path):
             "published value for 'los', which is not a column: choose one of loss",
         ),
         ("text_reference", "has the published value 'loss': '3.5', which must be a finite number"),
+        ("long_name", "an arm of .* has name='xxx.*, which is not a line of 1 to 500 printable"),
         ("number_name", "has name=3, which must be text: correct it"),
         ("float_seed", "has seed=1.0, which must be an integer or None"),
         ("baseline_text", "has is_baseline='yes', which must be True or False"),

@@ -13,7 +13,7 @@ from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
 from invnext_jax.sweeps import outcome, status_table
 from invnext_jax.sweeps.arms import Column
-from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
+from invnext_jax.sweeps.expansion import MAX_SHOWN_ARMS, ExpandedSweep, PlannedJob, join_names
 from invnext_jax.sweeps.step_config import Kind
 from invnext_jax.sweeps.sweep_folder import JobState, Status
 
@@ -189,7 +189,7 @@ def _collect_notes(sweep: ExpandedSweep, rows: Mapping[str, Rows]) -> list[str]:
     notes = []
     for note, names in jobs.items():
         arms = dict.fromkeys(itertools.chain.from_iterable(map(sweep.arm_names, names)))
-        who = "all evaluations" if names == evaluations else "; ".join(arms)
+        who = "all evaluations" if names == evaluations else join_names(list(arms), MAX_SHOWN_ARMS)
         notes.append(f"{who}: {note}")
     return notes
 

@@ -76,7 +76,7 @@ def _list_failures(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> list
     return [
         {
             "name": name,
-            "arms": "; ".join(sweep.arm_names(name)),  # names may contain commas
+            "arms": sweep.describe_arms(name),
             "reason": states[name].reason,
             "log": "\n".join(status_table.read_log_tail(planned.job)),
         }

@@ -1,15 +1,16 @@
 """Writes the tables of a sweep as Markdown and CSV."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from invnext_jax import csv_text
 from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.sweeps.report.comparison import Cell, Difference, SweepTable
 
 Formats = Mapping[str, MetricFormat]
+MAX_WIDTH = 80  # of a column of Markdown; longer cells shift the rest of their row
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets evaluate cells that start with these
 CSV_COLUMNS = (
     *("table", "arm", "column", "unit", "baseline", "n", "seeds", "mean", "standard_error"),
     *("published", "difference", "low", "high", "pairs", "pairs_of", "missing", "values"),
@@ -114,7 +115,7 @@ def _make_columns(table: SweepTable, formats: Formats) -> tuple[list[str], list[
 
 def _write_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     escaped = [[text.replace("|", "\\|") for text in row] for row in (heads, *rows)]
-    widths = [max(len(row[i]) for row in escaped) for i in range(len(heads))]
+    widths = [min(max(map(len, column)), MAX_WIDTH) for column in zip(*escaped, strict=True)]
     lines = [
         "| " + " | ".join(f"{text:{w}}" for text, w in zip(row, widths, strict=True)) + " |"
         for row in escaped
@@ -124,17 +125,25 @@ def _write_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_csv(tables: Sequence[SweepTable], formats: Formats) -> str:
-    """Returns a CSV file with a line for each arm and column, in the units of the tables."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    """Returns a CSV file with a line for each arm and column, in the units of the tables.
+
+    An apostrophe precedes names that a spreadsheet would evaluate as a formula.
+    """
+    lines: list[Sequence[Any]] = [CSV_COLUMNS]
     for table in tables:
         for row in table.rows:
             for title, cell in row.cells.items():
                 about = {"table": table.title, "arm": row.name, "column": title}
-                about |= {"baseline": row.is_baseline, "unit": formats[title].title}
-                writer.writerow(about | _csv_fields(cell, formats[title].scale))
-    return out.getvalue()
+                about |= {"unit": formats[title].title, "missing": "; ".join(cell.missing)}
+                texts = {name: _mark_text(text) for name, text in about.items()}
+                fields = {**texts, "baseline": row.is_baseline}
+                fields |= _csv_fields(cell, formats[title].scale)
+                lines.append([fields[name] for name in CSV_COLUMNS])
+    return csv_text.format_csv(lines)
+
+
+def _mark_text(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _csv_fields(cell: Cell, scale: float) -> dict[str, Any]:
@@ -157,6 +166,5 @@ def _csv_fields(cell: Cell, scale: float) -> dict[str, Any]:
         "high": number(scale * difference.high),
         "pairs": difference.n if cell.difference else "",
         "pairs_of": difference.over,
-        "missing": "; ".join(cell.missing),
         "values": " ".join(values),
     }

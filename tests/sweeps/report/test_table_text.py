@@ -4,6 +4,8 @@ import csv
 import io
 import math
 
+import pytest
+
 from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.sweeps.report.comparison import ArmRow, Cell, Difference, SweepTable
 from invnext_jax.sweeps.report.table_text import write_csv, write_markdown
@@ -86,3 +88,19 @@ def test_csv_has_all_numbers():
         rows[2]["difference"] == "-1" and rows[2]["low"] == "-2" and rows[2]["published"] == "69.8"
     )
     assert rows[3]["mean"] == "" and rows[3]["missing"] == "failed: non-finite"
+
+
+def test_columns_are_padded_to_a_limited_width():
+    rows = [ArmRow(name, False, {}) for name in ("n" * 5000, *map(str, range(100)))]
+    assert len(write_markdown([SweepTable("", (), tuple(rows))], {})) < 20_000
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_names_are_no_formulas_in_a_spreadsheet(name):
+    cell = Cell({}, (name,), 1, -0.5, math.nan)
+    table = SweepTable(name, (name,), (ArmRow(name, False, {name: cell}),))
+    (row,) = csv.DictReader(
+        io.StringIO(write_csv([table], {name: find_format("loss")}), newline="")
+    )
+    assert {row[field] for field in ("table", "arm", "column", "missing")} == {f"'{name}"}
+    assert row["mean"] == "-0.5"  # a number
