@@ -47,6 +47,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.close(lock)
 
 
+def remove_tree(folder: str | os.PathLike) -> bool:
+    """Removes a folder with its content as far as possible.
+
+    Returns:
+      False if folders are nested so deeply that `shutil.rmtree`, which calls itself, gives up.
+    """
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder next to `path`, and removes it on exit.
@@ -60,7 +73,7 @@ def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         os.close(lock)
 
 
@@ -153,7 +166,7 @@ def remove_if_abandoned(part: Path) -> None:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or not _lock(file):
             return
         if is_folder:
-            shutil.rmtree(part, ignore_errors=True)
+            remove_tree(part)
         else:
             part.unlink(missing_ok=True)
     finally:

@@ -9,7 +9,9 @@ import operator
 import os
 import re
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -103,7 +105,7 @@ def run_command(
         make_output_resilient()  # absl has replaced the handler of standard error by now
         with exit_on_user_error():
             rest = parse_flags(argv)
-            _sanitize_output()
+            sanitize_output()
             if not flags.FLAGS["verbosity"].present:  # libraries log too much at level INFO
                 logging.set_verbosity(logging.WARNING)
             if arguments is not None and len(rest) - 1 > arguments:
@@ -115,15 +117,20 @@ def run_command(
     app.run(guarded, flags_parser=parse)
 
 
-def _sanitize_output() -> None:
+def sanitize_output() -> None:
     """Removes terminal escapes and URL secrets from the log, tracebacks and standard output.
 
     Progress bars on standard error are not changed, because they need control characters and
-    contain no names.
+    contain no names. All processes call this once.
     """
     sys.stdout = _SanitizedStream(sys.stdout)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # the log needs the defaults of its flags
+    logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_SanitizedFormatter())
     sys.excepthook = _print_sanitized_traceback
+    threading.excepthook = lambda args: _print_sanitized_traceback(*args[:3])
+    warnings.formatwarning = _format_sanitized_warning
 
 
 class _SanitizedStream:
@@ -142,12 +149,23 @@ class _SanitizedStream:
 
 class _SanitizedFormatter(logging.PythonFormatter):
     def format(self, record: Any) -> str:
-        return sanitize.for_display(super().format(record))
+        return _sanitize(super().format(record))
 
 
 def _print_sanitized_traceback(kind: Any, error: BaseException, trace: Any) -> None:
-    text = "".join(traceback.format_exception(kind, error, trace))
-    print(sanitize.for_display(text), end="", file=sys.stderr)
+    text = "".join(traceback.format_exception(kind, error, trace)) * (kind is not SystemExit)
+    print(_sanitize(text), end="", file=sys.stderr)
+
+
+def _sanitize(text: str) -> str:
+    return sanitize.for_display(sanitize.shorten(text, sanitize.MAX_LOG_ENTRY))
+
+
+_format_warning = warnings.formatwarning
+
+
+def _format_sanitized_warning(*args: Any, **options: Any) -> str:
+    return _sanitize(_format_warning(*args, **options))
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -116,3 +116,26 @@ def list_config(tmp_path):
     manifest.write_text("path,source\n" + "".join(f"{i}.mp4,a\n" for i in range(fakes.ROWS)))
     config.update(manifest=str(manifest), workers=0, prefetch=4, max_bad_share=1.0)
     return config
+
+
+@pytest.fixture
+def nest_folders():
+    """Nests empty folders too deeply for functions that call themselves for each level."""
+    made = []
+
+    def nest(folder, levels=1100):
+        made.append((folder, levels))
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.chdir(folder):
+            for _ in range(levels):
+                os.mkdir("d")
+                os.chdir("d")
+
+    yield nest
+    for folder, levels in made:  # pytest cannot remove them
+        with contextlib.chdir(folder):
+            for _ in range(levels):
+                os.chdir("d")
+            for _ in range(levels):
+                os.chdir("..")
+                os.rmdir("d")

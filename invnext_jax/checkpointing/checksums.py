@@ -21,6 +21,7 @@ from absl import logging
 from invnext_jax import atomic_file
 from invnext_jax.checkpointing import storage
 from invnext_jax.errors import UserError, summarize_error
+from invnext_jax.field_checks import COUNT
 from invnext_jax.multihost import consensus
 
 CHECKSUMS_FILE = "sums.json"
@@ -163,6 +164,8 @@ def _verify_share(folder: storage.Path) -> bool:
     try:
         checksums = storage.read_json(folder / CHECKSUMS_FILE)
         rows = sorted((name, size, digest) for name, (size, digest) in checksums.items())
+        if not all(COUNT[0](size) and isinstance(digest, str) for _, size, digest in rows):
+            raise TypeError("a size or a hash has a wrong type")
     except FileNotFoundError:
         return False
     except (OSError, ValueError, TypeError, AttributeError) as error:

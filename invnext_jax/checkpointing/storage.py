@@ -11,19 +11,19 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from etils import epath
 
-from invnext_jax import regular_file
+from invnext_jax import atomic_file, regular_file
 from invnext_jax.errors import UserError, summarize_error
 
 Path: TypeAlias = pathlib.Path | epath.Path
 COMMIT_FILE = "commit_success.txt"
 MAX_JSON_BYTES = 2**27
+MAX_DEPTH = 32  # levels of folders in a checkpoint; Orbax makes three
 _CHUNK = re.compile(r"[\d.]+|c")  # names of files with parts of arrays that are not in a database
 _BUCKETS = "gs://"
 try:  # these are not subclasses of OSError
@@ -105,12 +105,14 @@ def is_finished(checkpoint: Path) -> bool:
 
 
 def list_files(folder: Path) -> Iterator[Path]:
-    """Yields the files of a folder and its subfolders."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from list_files(path)
-        else:
-            yield path
+    """Yields the files of a folder and its subfolders. Links to folders are not followed."""
+    pending = [folder]
+    while pending:
+        for path in pending.pop().iterdir():
+            if path.is_dir() and (is_bucket(path) or not path.is_symlink()):
+                pending.append(path)
+            else:
+                yield path
 
 
 def find_unreadable(folder: Path) -> str:
@@ -121,6 +123,8 @@ def find_unreadable(folder: Path) -> str:
     TensorStore read all files but those of arrays as a whole.
     """
     for parent, folders, files in () if is_bucket(folder) else os.walk(folder):
+        if os.path.relpath(parent, folder).count(os.sep) >= MAX_DEPTH:
+            return f"it has folders at more than {MAX_DEPTH} levels"  # os.walk calls itself
         links = (name for name in folders if os.path.islink(os.path.join(parent, name)))
         for name in (*links, *files):
             path = os.path.join(parent, name)
@@ -163,7 +167,7 @@ def file_size(path: Path) -> int:
 def remove_folder(folder: Path) -> None:
     """Removes a folder. Errors are ignored: the caller tries again at the next start."""
     if not is_bucket(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        atomic_file.remove_tree(folder)
         return
     with contextlib.suppress(OSError), translate_errors():
         folder.rmtree()

@@ -124,11 +124,18 @@ class ProbeCache:
         return None if limit is not None and limit < timeout else result
 
     def put(self, path: str, result: VideoProbe | ProbeFailure) -> None:
-        """Stores a result unless it is a transient failure or the file does not exist."""
+        """Stores a result.
+
+        Transient failures, invalid values and results of files that do not exist are not stored.
+        """
         key = _key(path)
         if key is None or (isinstance(result, ProbeFailure) and result.transient):
             return
         row = {"key": key, "version": VERSION, "found": _to_json(result)}
+        try:
+            _from_json(row["found"])
+        except (ValueError, TypeError):  # a later run would call the file damaged
+            return
         line = json.dumps(row).encode() + b"\n"
         if len(line) <= MAX_LINE_BYTES:
             self._file.write(line)

@@ -173,8 +173,9 @@ def _read_timing(video: decode.VideoReader, rate: float) -> dict[str, Any]:
             rate = measured
         duration = span + 1 / rate
     elif rate > MAX_RATE:
-        rate = 0.0
-        duration = count / 25.0
+        rate, duration = 0.0, count / 25.0
+    if duration >= 2**31:  # 68 years; tables have smaller numbers
+        raise decode.BadVideo(f"the time stamps of its frames span {duration:.3g} seconds")
     return {"frames": count, "duration": round(duration, 3), "fps": round(rate or 25.0, 3)}
 
 
@@ -288,8 +289,7 @@ class _SafeProbe:
             return ProbeFailure(reason, transient=transient, read_error=read_error)
         except OSError as error:
             read_error = demux.error_kind(error) == "unreadable"
-            reason = error.strerror or str(error)
-            return ProbeFailure(reason, transient=True, read_error=read_error)
+            return ProbeFailure(error.strerror or str(error), transient=True, read_error=read_error)
         except Exception as error:  # a bug must not end the indexing of a data set
             return ProbeFailure(f"{type(error).__name__}: {error}", transient=True)
 

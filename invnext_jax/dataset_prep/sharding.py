@@ -15,14 +15,13 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
-from invnext_jax import file_lock
+from invnext_jax import atomic_file, file_lock
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.data.access_rules import AccessRules
@@ -241,8 +240,8 @@ def _lock_folder(plan: ShardPlan) -> Iterator[None]:
                 if not path.exists():
                     write_text(path, json.dumps(settings) + "\n")
             if local:
-                shutil.rmtree(out / PARTS, ignore_errors=True)  # left by an interrupted run
-                stack.callback(shutil.rmtree, out / PARTS, ignore_errors=True)
+                atomic_file.remove_tree(out / PARTS)  # left by an interrupted run
+                stack.callback(atomic_file.remove_tree, out / PARTS)
                 (out / PARTS).mkdir()
         except file_lock.LockHeldError as error:
             raise UserError(f"another run is writing to {out}: wait until it ends") from error

@@ -16,6 +16,7 @@ from invnext_jax.errors import UserError
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 MAX_SHARDS = 100_000
+MIN_RECORD_BYTES = 64  # all containers of videos are larger; forged shards could have any number
 MAX_NAME = 255  # maximum number of characters of a file name
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _CORE = "tensorflow_datasets.core.features."
@@ -149,10 +150,12 @@ def _find_shards(
             count = shards.count_records(path)
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}): download it again") from error
-        if count != length or count > os.path.getsize(path):
+        if count != length:
             raise UserError(
                 f"{path} has {count} records, but {INFO} lists {length}: download it again"
             )
+        if count * MIN_RECORD_BYTES > os.path.getsize(path):
+            raise UserError(f"{path} is too small for {count} videos: download it again")
         found.append((path, count))
     return found
 

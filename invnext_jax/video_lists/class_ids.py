@@ -88,8 +88,16 @@ def make_labels(ids: dict[str, int] | None, name: str, task: str) -> dict[str, i
 
 
 def renumber(videos: VideoList, column: str, ids: dict[str, int], file: str = "") -> VideoList:
-    """Returns the list with new class ids. `ids` must contain all class names that are used."""
+    """Returns the list with new class ids. `ids` must contain all class names that are used.
+
+    Raises:
+      UserError: A label of the list has no class name.
+    """
     new_ids = {number: ids[name] for name, number in videos.classes.items() if name in ids}
+    used = {entry.labels.get(column, NO_LABEL) for entry in videos.entries} - {NO_LABEL}
+    if unknown := sorted(used - new_ids.keys()):
+        where = videos.classes_file or "the class names of the list"
+        raise UserError(f"the label {unknown[0]} has no name in {where}: add its name")
     entries = [
         dataclasses.replace(entry, labels={**entry.labels, column: new_ids[entry.labels[column]]})
         if entry.labels.get(column, NO_LABEL) != NO_LABEL

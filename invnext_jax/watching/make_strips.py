@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--tensorboard", type=Path, help="folder of TensorBoard events to write")
     options = parser.parse_args()
     os.nice(19)
+    errors.sanitize_output()
     compilation.enable_cache()
     with errors.exit_on_user_error():
         workdir = storage.open_path("the run", options.workdir)

@@ -128,7 +128,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
 
     def _send(self, text: str, kind: str) -> None:
-        content = text.encode()
+        content = text.encode(errors="backslashreplace")
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from invnext_jax.checkpointing import checksums
+from invnext_jax.checkpointing import checksums, storage
 from invnext_jax.checkpointing.checksums import CorruptCheckpointError
 from invnext_jax.errors import UserError
 
@@ -99,3 +99,19 @@ def test_checkpoint_older_than_checksums_differs_from_one_that_lost_them(step):
     (step / "sums.json").unlink()
     assert not checksums.verify_checksums(step)
     assert json.loads((step / "meta/metadata").read_text())["sums"] is True
+
+
+def test_deeply_nested_folders_are_corruption(step, nest_folders):
+    nest_folders(step / "state")
+    with pytest.raises(CorruptCheckpointError, match="has folders at more than 32 levels"):
+        checksums.verify_checksums(step)
+    assert len(list(storage.list_files(step))) > 2
+    storage.remove_folder(step / "state/d")  # fails without an error
+
+
+@pytest.mark.parametrize("row", [["x" * 10**6, ""], [-1, ""], [True, ""], [1, 2]])
+def test_sizes_and_hashes_of_other_types_are_corruption(step, row):
+    (step / "sums.json").write_text(json.dumps({"state/a": row}))
+    with pytest.raises(CorruptCheckpointError, match="has a wrong type") as raised:
+        checksums.verify_checksums(step)
+    assert len(str(raised.value)) < 200

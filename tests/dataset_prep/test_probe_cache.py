@@ -69,13 +69,18 @@ def test_format_on_disk_does_not_change(tmp_path, video):
     assert row["found"] == {"reason": "hung", "seconds": 5.0, "passing": False}
 
 
-@pytest.mark.parametrize("fields", [{"duration": "1"}, {"frames": 1.5}, {"index": 5}, {"codec": 0}])
-def test_results_with_values_of_other_types_are_an_error(fields, tmp_path, video):
-    put(tmp_path, video, GOOD)
+def forge(tmp_path, video, result, fields):
+    """Writes a cache with a result whose fields have been changed."""
+    put(tmp_path, video, result)
     path = tmp_path / "probes.jsonl"
     row = json.loads(path.read_text())
     row["found"] |= fields
     path.write_text(json.dumps(row) + "\n")
+
+
+@pytest.mark.parametrize("fields", [{"duration": "1"}, {"frames": 1.5}, {"index": 5}, {"codec": 0}])
+def test_results_with_values_of_other_types_are_an_error(fields, tmp_path, video):
+    forge(tmp_path, video, GOOD, fields)
     with pytest.raises(UserError, match="is damaged"):
         get(tmp_path, video)
 
@@ -85,7 +90,7 @@ def test_results_with_values_of_other_types_are_an_error(fields, tmp_path, video
     [{"duration": float("nan")}, {"fps": float("inf")}, {"frames": 0}, {"width": 10**400}],
 )
 def test_impossible_numbers_are_an_error(fields, tmp_path, video):
-    put(tmp_path, video, dataclasses.replace(GOOD, **fields))
+    forge(tmp_path, video, GOOD, fields)
     with pytest.raises(UserError, match="is damaged"):
         get(tmp_path, video)
 
@@ -169,6 +174,14 @@ def test_results_of_an_earlier_version_are_ignored(tmp_path, video):
 
 
 def test_cached_reasons_that_no_file_can_contain_are_refused(tmp_path, video):
-    put(tmp_path, video, ProbeFailure("a\ud800"))
+    forge(tmp_path, video, ProbeFailure("a"), {"reason": "a\ud800"})
     with pytest.raises(UserError, match="is damaged: delete it to probe all files again"):
         get(tmp_path, video)
+
+
+@pytest.mark.parametrize("fields", [{"duration": 3e9}, {"fps": -1.0}, {"frames": 0}])
+def test_invalid_results_do_not_damage_the_cache(fields, tmp_path, video):
+    put(tmp_path, video, dataclasses.replace(GOOD, **fields))
+    assert get(tmp_path, video) is None
+    put(tmp_path, video, GOOD)
+    assert get(tmp_path, video) == GOOD

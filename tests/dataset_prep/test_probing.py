@@ -163,3 +163,18 @@ def test_unknown_flags_of_workers_and_caches_are_ignored():
     assert not video_flags.are_flags("tiny evil")
     found = video_flags.describe_flags({"a.mp4": "evil tiny", "b.mp4": "evil"})
     assert len(found) == 1 and found[0].startswith("1 files (flag tiny)")
+
+
+def test_frames_that_are_decades_apart_are_damage(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 64
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+        packets = [p for p in (*stream.encode(frame), *stream.encode(frame), *stream.encode(None))]
+        for packet, time in zip(packets, (0, 3 * 10**9), strict=True):
+            packet.pts = packet.dts = int(time / stream.time_base)
+            container.mux(packet)
+    (result,) = probe_all([path]).values()
+    assert isinstance(result, probing.ProbeFailure) and not result.transient
+    assert "span 3e+09 seconds" in result.reason

@@ -147,3 +147,9 @@ def test_damaged_features_are_one_sentence(text, folder):
     (folder / "features.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"features\.json"):
         tfds_metadata.read_metadata(folder)
+
+
+def test_shards_with_more_records_than_they_can_contain_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(tfds_metadata, "MIN_RECORD_BYTES", 2**30)
+    with pytest.raises(UserError, match="is too small for 2 videos: download it again"):
+        tfds_metadata.read_metadata(folder)

@@ -9,7 +9,7 @@ from list_cases import KINETICS, read, read_entries, touch
 from invnext_jax.data import class_names
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, lists
-from invnext_jax.video_lists.video_list import VideoList
+from invnext_jax.video_lists.video_list import VideoEntry, VideoList
 
 
 @pytest.mark.parametrize("name", ["classes.json", "classes.txt"])
@@ -94,3 +94,10 @@ def test_class_names_must_be_characters(tmp_path):
     (tmp_path / "classes.json").write_text('{"\\ud800": 0, "zumba": 1}')
     with pytest.raises(UserError, match="cannot be read: a name contains a surrogate"):
         read(tmp_path / "l.txt", classes=str(tmp_path / "classes.json"))
+
+
+def test_labels_without_a_class_name_are_a_sentence(tmp_path):
+    entries = [VideoEntry("a.mp4", "mine", labels={"label_action": 7})]
+    videos = VideoList(entries, {"run": 0}, "a.classes.json")
+    with pytest.raises(UserError, match="the label 7 has no name in a.classes.json"):
+        class_ids.renumber(videos, "label_action", {"run": 1})

@@ -73,6 +73,11 @@ def test_the_page_is_complete_and_loads_only_its_script(server):
     assert headers["Content-Type"] == "text/javascript; charset=utf-8"
 
 
+def test_text_that_is_not_utf8_is_escaped(server, monkeypatch):
+    monkeypatch.setattr(server, "render_page", lambda: "a\ud800b")
+    assert request(server)[2] == r"a\ud800b"
+
+
 @pytest.mark.parametrize(
     "path",
     ["/x", "/metrics.jsonl", "/../config.json", "/%2e%2e/config.json", "//etc/passwd"],

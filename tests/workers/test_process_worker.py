@@ -1,6 +1,10 @@
 """If a worker attacks its parent, the parent handles this as the death of the worker."""
 
+import logging as python_logging
+import warnings
+
 import pytest
+from absl import logging
 from hostile_workers import INVALID, Attack, read_forever, send_part, shrink_memory
 
 from invnext_jax.workers import time_limits
@@ -95,3 +99,16 @@ def panic():
 
 def make_complex():
     return 1j
+
+
+def test_names_in_the_log_and_in_warnings_of_a_worker_have_no_escapes(start, capfd):
+    start(report).call(("a\x1b]0;title\x07 s3://b/x?token=abc",), 20)
+    shown = capfd.readouterr().err
+    assert shown.count(r"a\x1b]0;title\x07 s3://b/x?token=REDACTED") == 3
+    assert "\x1b" not in shown and "abc" not in shown and "flag" not in shown
+
+
+def report(name):
+    logging.warning("%s is not used", name)
+    python_logging.getLogger("library").warning("%s is not used", name)
+    warnings.warn(f"{name} is not used", stacklevel=1)

@@ -112,10 +112,12 @@ def _read_header(path: Path):
                 raise ValueError(f"version {version}")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
-        if not shape or min(shape) < 0:
-            raise ValueError(f"shape {shape}")
+        if not shape or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("unexpected shape")
+        if math.prod(max(size, 1) for size in shape) * dtype.itemsize > sys.maxsize:
+            raise ValueError("too many elements")
         expected = offset + math.prod(shape) * dtype.itemsize
-        if fortran or dtype.hasobject or path.stat().st_size != expected:
+        if fortran or dtype.kind != "f" or path.stat().st_size != expected:
             raise ValueError("unexpected size or type")
     except regular_file.DAMAGE as error:
         raise UserError(f"{path} is damaged ({error}): delete its folder") from error

@@ -8,7 +8,6 @@ Shape key: b videos, v views.
 
 import contextlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -180,6 +179,9 @@ def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFo
       key: hash of everything that the features depend on.
       rows: number of rows of the manifest.
       chunk_rows: number of rows of a chunk in a new folder.
+
+    Raises:
+      UserError: the files cannot be deleted.
     """
     meta = {}
     with contextlib.suppress(*regular_file.DAMAGE):
@@ -189,7 +191,8 @@ def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFo
         or meta.get("key") != key
         or not _is_count(meta.get("chunk_rows"))
     ):
-        shutil.rmtree(folder, ignore_errors=True)
+        if not atomic_file.remove_tree(folder):
+            raise UserError(f"{folder} has deeply nested folders: delete it")
         meta = {"key": key, "chunk_rows": chunk_rows}
         atomic_file.write_text(folder / _META, json.dumps(meta) + "\n")
     for part in folder.glob(f".*{atomic_file.TEMPORARY_SUFFIX}"):  # left by killed processes

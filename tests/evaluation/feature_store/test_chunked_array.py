@@ -1,5 +1,7 @@
 """Rows of chunked arrays equal those of the concatenated array, and damaged files are refused."""
 
+import struct
+
 import numpy as np
 import pytest
 
@@ -37,3 +39,24 @@ def test_damaged_and_different_files_are_refused(parts, tmp_path):
     (tmp_path / "objects.npy").write_bytes(b"x" * 200)
     with pytest.raises(UserError, match="objects.npy is damaged"):
         ChunkedArray([tmp_path / "objects.npy"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        *(
+            ("|V0", "(9223372036854775808, 1)"),
+            ("<f4", "(True, 3)"),
+            ("<f4", "(4611686018427387904, 0)"),
+        ),
+        *((kind, "(0, 3)") for kind in ("|V0", "<c8", "<i4", "|b1", "<U1", "[('a','<f4')]")),
+    ],
+)
+def test_forged_headers_are_damage(kind, shape, tmp_path):
+    descr = kind if kind.startswith("[") else f"'{kind}'"
+    header = f"{{'descr':{descr},'fortran_order':False,'shape':{shape}}}\n".encode()
+    path = tmp_path / "a.npy"
+    size = 12 * (shape == "(True, 3)")
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(size))
+    with pytest.raises(UserError, match="a.npy is damaged"):
+        ChunkedArray([path])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from invnext_jax import atomic_file
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation import video_scores
 from invnext_jax.evaluation.feature_store.feature_folder import open_folder
 from invnext_jax.evaluation.feature_store.state_file import StateFile
@@ -173,3 +174,9 @@ def test_training_starts_again_if_the_state_is_damaged(tmp_path, content):
 def test_damaged_scores_are_missing(tmp_path, content):
     (tmp_path / "scores.npz").write_bytes(content)
     assert video_scores.read(tmp_path / "scores.npz", 0) is None
+
+
+def test_deeply_nested_folders_are_a_sentence(tmp_path, nest_folders):
+    nest_folders(tmp_path / "features")
+    with pytest.raises(UserError, match="has deeply nested folders: delete it"):
+        open_folder(tmp_path / "features", "k", 2, 2)
