@@ -175,7 +175,7 @@ def _read_timing(video: decode.VideoReader, rate: float) -> dict[str, Any]:
     elif rate > MAX_RATE:
         rate, duration = 0.0, count / 25.0
     if duration >= 2**31:  # 68 years; tables have smaller numbers
-        raise decode.BadVideo(f"the time stamps of its frames span {duration:.3g} seconds")
+        raise decode.BadVideo(f"its time stamps mean a duration of {duration:.3g} seconds")
     return {"frames": count, "duration": round(duration, 3), "fps": round(rate or 25.0, 3)}
 
 

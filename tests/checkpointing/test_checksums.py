@@ -102,11 +102,11 @@ def test_checkpoint_older_than_checksums_differs_from_one_that_lost_them(step):
 
 
 def test_deeply_nested_folders_are_corruption(step, nest_folders):
-    nest_folders(step / "state")
+    nest_folders(step / "deep")
     with pytest.raises(CorruptCheckpointError, match="has folders at more than 32 levels"):
         checksums.verify_checksums(step)
     assert len(list(storage.list_files(step))) > 2
-    storage.remove_folder(step / "state/d")  # fails without an error
+    storage.remove_folder(step / "deep/d")  # fails without an error
 
 
 @pytest.mark.parametrize("row", [["x" * 10**6, ""], [-1, ""], [True, ""], [1, 2]])

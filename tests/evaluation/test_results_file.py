@@ -1,5 +1,6 @@
 """Files of results: older formats, damage, and paths relative to another folder."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -47,14 +48,6 @@ def test_paths_are_relative_to_the_new_folder():
     assert outside["rows"][0]["scores"]["file"] == "../../rows/a.npz"
 
 
-def nest(levels):
-    """Returns nested objects."""
-    found = {}
-    for _ in range(levels):
-        found = {"a": found}
-    return found
-
-
 CLIPS = {"frames": 8, "size": 64, "short_side": 64, "sampling": "dense", "stride": 2}
 ROW = {
     **{"name": "encoder", "input": "mean", "task": "shape", "evaluator": "knn", "metric": "top1"},
@@ -67,7 +60,6 @@ ROW = {
     [
         *(({name: 3}, name) for name in ("stage", "title", "checkpoint", "tasks", "notes")),
         *(({name: "x"}, name) for name in ("manifests", "videos", "run", "clips", "step", "steps")),
-        ({"run": {"config": nest(970)}}, "nested too deeply"),
         *(({"steps": [value]}, "steps") for value in ("../x", True, -1, 2**70, None)),
         *(({"neighbors": 3}, "neighbors"), ({"run": {"config": 3}}, "run.config")),
         *(({"manifests": {"val": 3}}, "manifests"), ({"notes": [3]}, "notes")),
@@ -165,7 +157,7 @@ def test_reused_results_name_the_commit_that_measured_them(tmp_path, monkeypatch
 def test_names_are_neither_empty_nor_long(tmp_path, name, value):
     content = {"format": 2, "rows": [{**ROW, name: value}]}
     (tmp_path / "results.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"rows\[0\].{name}='.* is not a string of 1 to 500"):
+    with pytest.raises(UserError, match=rf"rows\[0\].{name}='.* is not a line of 1 to 500"):
         results_file.read_results(tmp_path)
 
 
@@ -176,3 +168,13 @@ def test_the_number_of_rows_is_limited(tmp_path):
     path.write_text(json.dumps({"format": 2, "rows": [ROW] * 2001}))
     with pytest.raises(UserError, match="has 2,001 rows, but pages have at most 2,000"):
         results_file.read_results(tmp_path)
+
+
+def test_deeply_nested_configs_are_refused(tmp_path):
+    text = json.dumps({"format": 2, "rows": [ROW], "run": {"config": "nested"}})
+    for levels, is_refused in ((40, False), (970, True)):
+        nested = '{"a":' * levels + "{}" + "}" * levels
+        (tmp_path / "results.json").write_text(text.replace('"nested"', nested))
+        refusal = pytest.raises(UserError, match=r"results\.json is nested too deeply")
+        with refusal if is_refused else contextlib.nullcontext():
+            results_file.read_results(tmp_path)
