@@ -69,3 +69,10 @@ def test_long_texts_keep_their_start_and_their_end_without_secrets():
     assert short.endswith("is bad: change the list") and "abcdef" not in short
     assert sanitize.shorten("a" * 100, 100) == "a" * 100
     assert len(sanitize.shorten("a" * 101, 100)) == 100
+
+
+@pytest.mark.parametrize("text", ["", "a b", "ä\t漢", "a\xa0b"])
+def test_lines_have_no_controls_and_no_line_breaks(text):
+    assert sanitize.is_line(text)
+    for control in ("\n", "\r", "\x0b", "\x1b", "\x85", "\u2028", "\u202e", "\ud800"):
+        assert not sanitize.is_line(text + control)
