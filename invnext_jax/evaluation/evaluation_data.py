@@ -117,7 +117,7 @@ class EvaluationData:
         """Returns what `FeatureCache.get` needs to read the videos of a split."""
         data = self.config.data
         return FeatureSource(
-            rows=len(self._read_manifest(split)),
+            rows=len(self.read_manifest(split)),
             clip_shape=(data.frames, data.size, data.size, 3),
             batch_size=self.videos_of_batch(views),
             make_batches=lambda rows, block: self.batches(
@@ -125,7 +125,7 @@ class EvaluationData:
             ),
         )
 
-    def _read_manifest(self, split: str) -> manifest_lib.Manifest:
+    def read_manifest(self, split: str) -> manifest_lib.Manifest:
         """Returns the manifest of a split. The first call reads it."""
         if split not in self._read:
             rules = AccessRules.from_config(self.config.data)
@@ -158,14 +158,14 @@ class EvaluationData:
         for split, words in SPLITS.items():
             notes += sources.describe_worlds(self.config.data, self.manifests[split])
             if rows := sorted(self.unreadable[split]):
-                manifest = self._read_manifest(split)
+                manifest = self.read_manifest(split)
                 examples = ", ".join(ascii(manifest[row].name) for row in rows[:EXAMPLES])
                 notes.append(
                     f"{len(rows)} of {len(manifest)} {words} videos could not be read, such as "
                     f"{examples}. They are left out."
                 )
             equal = len(self.equal_views[split])
-            if equal and equal == len(self._read_manifest(split)) - len(rows):
+            if equal and equal == len(self.read_manifest(split)) - len(rows):
                 notes.append(
                     f"The crops of each of the {equal} {words} videos are equal, because their "
                     "frames are square. One crop (view) gives the same results in less time."

@@ -108,13 +108,14 @@ class BoxBaselines:
         dataset = inputs.dataset
         parts = [dataset.videos(split) for split in SPLITS]
         boxes = [
-            load_boxes(manifest, part.index_b)
-            for manifest, part in zip(dataset.manifests.values(), parts, strict=True)
+            load_boxes([dataset.read_manifest(split)[row].path for row in part.index_b])
+            for split, part in zip(SPLITS, parts, strict=True)
+            if dataset.manifests[split]
         ]
-        if any(box is None for box in boxes):
+        if len(boxes) < len(SPLITS) or any(box is None for box in boxes):
             inputs.notes.add(
-                "The box baselines are skipped: they need one manifest file for each split, with "
-                "the ground truth in the same folder."
+                "The box baselines are skipped: they need the ground truth of a world next to the "
+                "folders of its videos."
             )
             return []
         fit = functools.partial(fit_forest, trees=config.trees, seed=config.seed)
@@ -148,20 +149,18 @@ def fit_forest(
     return score_predictions(predictions, (train_labels_b, val_labels_b), start=start)
 
 
-def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
-    """Reads ground-truth boxes of the synthetic world from the folder `gt` next to a manifest.
+def load_boxes(videos: Iterable[str]) -> np.ndarray | None:
+    """Reads ground-truth boxes of the synthetic world.
 
     Args:
-      manifest: CSV file of a split. The boxes for row 3 of train.csv are in gt/train/000003.npz.
-      rows: row numbers in the manifest.
+      videos: paths of the videos. The boxes of world/train/000003.mp4 are in
+        world/gt/train/000003.npz.
 
     Returns:
       Box corners in [0, 1] and the object's visibility, float32 [b t k 5]; None if there is no
       ground truth, or a file is damaged.
     """
-    manifest = Path(manifest)
-    folder = manifest.parent / "gt" / manifest.stem
-    paths = [folder / f"{row:06d}.npz" for row in rows]
+    paths = [world.find_file(Path(video)) for video in videos]
     if not all(path.is_file() for path in paths):
         return None
     tracks = []
@@ -172,7 +171,7 @@ def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
             tracks.append(np.concatenate([truth["boxes"], visible_tk1], axis=-1))
         return np.stack(tracks).astype(np.float32)
     except (BadTruth, ValueError) as error:  # ValueError: the shapes do not match
-        logging.warning("the boxes in %s are damaged and skipped, see %s: %r", folder, path, error)
+        logging.warning("the boxes in %s are damaged and skipped: %r", path, error)
         return None
 
 

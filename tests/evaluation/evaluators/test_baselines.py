@@ -60,12 +60,13 @@ def test_boxes_determine_the_motion_only_in_order(tracks):
     assert forest(baselines.ordered_boxes(boxes), motion) > 0.9
 
 
-def test_boxes_are_read_by_row_number(tmp_path):
+def test_boxes_are_those_of_the_videos(tmp_path):
     spec = WorldSpec(size=16, frames=4, split="val")
-    manifest = write_world(spec, tmp_path, 3, progress=False)
-    found = baselines.load_boxes(manifest, [2, 0])
+    write_world(spec, tmp_path, 3, progress=False)
+    videos = [str(tmp_path / f"val/{number:06d}.mp4") for number in range(3)]
+    found = baselines.load_boxes([videos[2], videos[0]])
     np.testing.assert_allclose(found[0, ..., :4], render_clip(spec, 2).boxes, atol=1e-3)
-    assert baselines.load_boxes(tmp_path / "elsewhere.csv", [0]) is None
+    assert baselines.load_boxes([str(tmp_path / "elsewhere/000000.mp4")]) is None
     for damage in (b"", b"PK\3\4", b"\x93NUMPY"):
         (tmp_path / "gt/val/000001.npz").write_bytes(damage)
-        assert baselines.load_boxes(manifest, [0, 1]) is None
+        assert baselines.load_boxes(videos[:2]) is None
