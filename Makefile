@@ -17,6 +17,7 @@ PYTEST_FLAGS ?= -n auto
 BENCHMARK_FLAGS ?=
 GPU_FLAGS ?=
 TORCH ?= 2.13.0
+TRANSFORMERS ?= 5.23.0
 
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check install --quiet
@@ -24,8 +25,9 @@ AUDIT = $(VENV)/bin/uvx pip-audit --strict --progress-spinner=off --disable-pip 
 RUNTIME = $(VENV)/.installed-runtime
 PACKAGE = $(VENV)/.installed-package
 TEST = $(VENV)/.installed-test
+PARITY = $(VENV)/.installed-parity
 
-.PHONY: demo test lint docs lock audit clean benchmark gpu-check
+.PHONY: demo test test-parity references lint docs lock audit clean benchmark gpu-check
 .DELETE_ON_ERROR:
 
 # Trains and evaluates both stages on the synthetic world. A killed line resumes when it is repeated.
@@ -43,6 +45,15 @@ demo: $(PACKAGE)
 test: $(TEST)
 	$(RUN) -m pytest $(PYTEST_FLAGS)
 
+# Compares with PyTorch and transformers, and both with the stored references that `make test` uses.
+test-parity: $(PARITY)
+	$(RUN) -m pytest $(PYTEST_FLAGS) --live -m parity
+
+# Computes and stores all references again, for example after a change of TRANSFORMERS or of a parity test.
+references: $(PARITY)
+	rm -rf tests/fixtures/parity
+	$(RUN) -m pytest --write-references --slow -m parity
+
 lint: $(TEST)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -54,7 +65,7 @@ docs: $(PACKAGE)
 	$(RUN) docs/scripts/draw_imports.py
 
 # Compares the training step with a PyTorch step on this machine's CPU. The last line is JSON.
-benchmark: $(TEST)
+benchmark: $(PARITY)
 	$(RUN) -m benchmarks.step $(BENCHMARK_FLAGS)
 
 # Writes docs/performance-gpu.md. Needs a GPU and a Python with jax[cuda13], flax, optax, einops, numpy and
@@ -90,11 +101,14 @@ $(PACKAGE): $(RUNTIME) pyproject.toml
 	$(PIP) --no-deps --editable .
 	@touch $@
 
-# PyTorch is pinned by version only. The build (CPU or CUDA) depends on the machine and its package index, so
-# the lock has no hash for it. The lock has all dependencies of the CPU build. An installed build of this version
-# is kept; PyTorch's web site shows how to install the small CPU build.
 $(TEST): $(PACKAGE) requirements-test.txt
 	$(PIP) --no-deps --require-hashes -r requirements-test.txt
-	@echo "Installing PyTorch $(TORCH) for the parity tests (a CPU build is enough) ..."
-	$(PIP) torch==$(TORCH)
+	@touch $@
+
+# PyTorch is pinned by version only. The build (CPU or CUDA) depends on the machine and its package index, so
+# the lock has no hash for it. An installed build of this version is kept; PyTorch's web site shows how to
+# install the small CPU build.
+$(PARITY): $(TEST)
+	@echo "Installing PyTorch $(TORCH) and transformers $(TRANSFORMERS) (a CPU build is enough) ..."
+	$(PIP) torch==$(TORCH) transformers==$(TRANSFORMERS)
 	@touch $@

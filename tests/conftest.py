@@ -22,7 +22,7 @@ from invnext_jax.synthetic_world.files import write_world  # noqa: E402
 from invnext_jax.synthetic_world.scene import WorldSpec  # noqa: E402
 from invnext_jax.training import mesh as mesh_lib  # noqa: E402
 
-pytest_plugins = ("stage_cases", "toy_run", "video_files")
+pytest_plugins = ("parity", "stage_cases", "toy_run", "video_files")
 
 flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_numpy_rank_promotion", "raise")

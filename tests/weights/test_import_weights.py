@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 from golden_cases import DEFAULT, assert_near, read_cases
-from parity import import_transformers, randomise, save
+from reference_models import Model
 from safetensors import numpy as st
 
 from configs import stage1 as config1
@@ -112,21 +112,20 @@ def test_existing_files_are_kept_without_overwrite(published, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Tiny models of each kind with random weights, saved by transformers."""
-    torch, hf = import_transformers()
+def folders(references, tmp_path_factory):
+    """Tiny models of each kind with random weights, in the format of transformers."""
     sizes = {**SIZES, "intermediate_size": 48}
     text = {**sizes, "vocab_size": 20, "num_hidden_layers": 6, "pad_token_id": 0}
-    makers = {
-        "siglip2": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**sizes)),
-        "clip": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes)),
-        "dinov2": lambda: hf.Dinov2Model(hf.Dinov2Config(**SIZES, mlp_ratio=2)),
-        "modernbert": lambda: hf.ModernBertModel(hf.ModernBertConfig(**text)),
+    models = {
+        "siglip2": Model("SiglipVisionModel", sizes),
+        "clip": Model("CLIPVisionModel", sizes),
+        "dinov2": Model("Dinov2Model", {**SIZES, "mlp_ratio": 2}),
+        "modernbert": Model("ModernBertModel", text),
     }
     root = tmp_path_factory.mktemp("hf")
     return {
-        kind: save(randomise(torch, make()), root / kind, max_shard_size="20KB")
-        for kind, make in makers.items()
+        kind: references.save(model, root / kind, shard_bytes=20_000)
+        for kind, model in models.items()
     }
 
 

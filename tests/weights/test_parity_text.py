@@ -1,7 +1,8 @@
 """ModernBERT layers that are read from files of transformers equal the original layers."""
 
+import dataclasses
+import functools
 import json
-from types import SimpleNamespace
 
 import flax
 import flax.linen as nn
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_cases import assert_near
-from parity import import_transformers, numpy_of, randomise, save
+from parity import numpy_of
+from reference_models import Model
 
 from invnext_jax.models.predictor import ModernBertLayer, Predictor
 from invnext_jax.weights import text_models
@@ -18,7 +20,7 @@ from invnext_jax.weights.files import LazyArrays, open_checkpoint
 from invnext_jax.weights.layout import pytorch_names, to_tree
 from invnext_jax.weights.match import match_tree
 
-LENGTH = 37
+LENGTH = 21
 SIZES = {
     "vocab_size": 20,
     "hidden_size": 32,
@@ -41,16 +43,8 @@ class Layers(Predictor):
         return self._apply_modernbert(x_bnd)
 
 
-@pytest.fixture(scope="module")
-def hf():
-    torch, transformers = import_transformers()
-    return SimpleNamespace(torch=torch, models=transformers)
-
-
-def make_model(hf, name="ModernBertModel", attention="eager", **options):
-    config = hf.models.ModernBertConfig(**{**SIZES, **options})
-    model = getattr(hf.models, name)._from_config(config, attn_implementation=attention)
-    return randomise(hf.torch, model)
+def modernbert(name="ModernBertModel", **options):
+    return Model(name, {**SIZES, **options})
 
 
 def read(folder, last_layers):
@@ -71,23 +65,29 @@ def read(folder, last_layers):
     return sizes, tree["text"]
 
 
-def layer_states(hf, model):
-    """Returns the inputs of the layers and the output of the last one, before the final norm."""
+def torch_states(hf, model, count):
+    """Returns the last `count` of the inputs of the layers and the output of the last one.
+
+    The output is the one before the final norm.
+    """
     streams = []
-    words = np.random.default_rng(0).integers(3, 20, (2, LENGTH))
-    hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: streams.append(x[0]))]
-    hooks += [
-        layer.register_forward_hook(lambda *x: streams.append(x[2])) for layer in model.layers
-    ]
-    with hf.torch.no_grad():
-        model(hf.torch.from_numpy(words))
-    for hook in hooks:
-        hook.remove()
-    return [numpy_of(stream) for stream in streams]
+    words = np.random.RandomState(0).randint(3, 20, (1, LENGTH))
+    model.layers[0].register_forward_pre_hook(lambda _, x: streams.append(x[0]))
+    for layer in model.layers:
+        layer.register_forward_hook(lambda *x: streams.append(x[2]))
+    model(hf.torch.from_numpy(words))
+    assert len(streams) == 1 + len(model.layers)
+    return np.stack([numpy_of(stream) for stream in streams[-count:]])
 
 
-def assert_layers(hf, model, folder, last_layers):
+def assert_layers(get, model, folder, last_layers, tower=None, attention="eager"):
+    def compute(hf):
+        loaded = model.load(hf, folder, attention)
+        return torch_states(hf, getattr(loaded, tower) if tower else loaded, last_layers + 1)
+
+    states_lbnd = get(compute)
     sizes, tree = read(folder, last_layers)
+    assert sizes["depth"] == model.options["num_hidden_layers"]
     first = sizes["last_layer"] - last_layers + 1
     layers = Layers(
         kind="modernbert",
@@ -102,64 +102,66 @@ def assert_layers(hf, model, folder, last_layers):
         last_layer=sizes["last_layer"],
     )
     params = {f"layer{i}": tree[f"layer{first + i}"] for i in range(last_layers)}
-    states = layer_states(hf, model)
-    assert len(states) == 1 + sizes["depth"]
     run = jax.jit(lambda x: layers.apply({"params": params}, x, mutable="intermediates"))
-    last_bnd, sown = run(states[first])
+    last_bnd, sown = run(states_lbnd[0])
     for i in range(last_layers):
-        assert_near(sown["intermediates"][f"after{i}"][0], states[first + i + 1])
-    assert_near(last_bnd, states[-1])
+        assert_near(sown["intermediates"][f"after{i}"][0], states_lbnd[i + 1])
+    assert_near(last_bnd, states_lbnd[-1])
 
 
 @pytest.mark.parametrize("window", [8, 16, 128])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_last_layers_with_windows_below_and_above_the_length(hf, window, attention, tmp_path):
-    model = make_model(hf, attention=attention, local_attention=window)
-    assert_layers(hf, model, save(model, tmp_path), 8)
+def test_last_layers_with_windows_below_and_above_the_length(
+    references, window, attention, tmp_path
+):
+    model = modernbert(local_attention=window)
+    get = functools.partial(references.get, f"test_parity_text/window {window}")  # of both
+    assert_layers(get, model, references.save(model, tmp_path), 8, attention=attention)
 
 
 @pytest.mark.parametrize("depth", [12, 13])
-def test_all_layers_except_the_first_for_any_position_of_global_layers(hf, depth, tmp_path):
-    model = make_model(hf, num_hidden_layers=depth, local_attention=8)
-    assert_layers(hf, model, save(model, tmp_path), depth - 1)
+def test_all_layers_except_the_first_for_any_position_of_global_layers(
+    reference, references, depth, tmp_path
+):
+    model = modernbert(num_hidden_layers=depth, local_attention=8)
+    assert_layers(reference, model, references.save(model, tmp_path), depth - 1)
 
 
-def test_small_activations_expose_the_epsilon_of_every_norm(hf, tmp_path):
-    model = make_model(hf, local_attention=8)
-    with hf.torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("Wo.weight") or name.startswith("embeddings.norm"):
-                parameter.mul_(1e-2)
-    assert_layers(hf, model, save(model, tmp_path), 5)
+def test_small_activations_expose_the_epsilon_of_every_norm(reference, references, tmp_path):
+    small = ("Wo.weight", "embeddings.norm")
+    model = dataclasses.replace(modernbert(local_attention=8), small=small, factor=1e-2)
+    assert_layers(reference, model, references.save(model, tmp_path), 5)
 
 
-def test_language_model_with_a_head_and_old_keys_in_config_json(hf, tmp_path):
-    model = make_model(hf, "ModernBertForMaskedLM", local_attention=8)
-    folder = save(model, tmp_path)
+def test_language_model_with_a_head_and_old_keys_in_config_json(reference, references, tmp_path):
+    model = modernbert("ModernBertForMaskedLM", local_attention=8)
+    folder = references.save(model, tmp_path)
     expected = read(folder, 5)[0]
     path = folder / "config.json"
     config = json.loads(path.read_text())
+    layer_types = config["layer_types"]
     for name in ("layer_types", "rope_parameters"):
         del config[name]
     config.update(
         global_attn_every_n_layers=3, global_rope_theta=160000.0, local_rope_theta=10000.0
     )
     path.write_text(json.dumps(config))
-    assert hf.models.AutoConfig.from_pretrained(folder).layer_types == model.config.layer_types
+    found = reference(lambda hf: hf.models.AutoConfig.from_pretrained(folder).layer_types, "types")
+    assert found == layer_types
     assert read(folder, 5)[0] == expected
-    assert_layers(hf, model.model, folder, 5)
+    assert_layers(reference, model, folder, 5, tower="model")
 
 
-def test_float16_and_shards_read_as_the_same_values(hf, tmp_path):
-    model = make_model(hf).half()
-    half = read(save(model, tmp_path / "half"), 8)[1]
-    shards = read(save(model, tmp_path / "shards", max_shard_size="50KB"), 8)[1]
-    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    full = read(save(model.float(), tmp_path / "full"), 8)[1]
-    for other in (half, shards):
+def test_float16_and_shards_read_as_the_same_values(references, tmp_path):
+    def read_as(name, *dtypes, **options):
+        return read(references.save(modernbert(), tmp_path / name, dtypes, **options), 8)[1]
+
+    full = read_as("full", "float16", "float32")
+    for other in (read_as("half", "float16"), read_as("shards", "float16", shard_bytes=50_000)):
         jax.tree.map(np.testing.assert_array_equal, other, full)
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
 
 
-def test_missing_sizes_get_the_defaults_of_transformers(hf):
-    config = hf.models.ModernBertConfig().to_dict()
+def test_missing_sizes_get_the_defaults_of_transformers(reference):
+    config = reference(lambda hf: hf.models.ModernBertConfig().to_dict())
     assert text_models.sizes({"model_type": "modernbert"}) == text_models.sizes(config)

@@ -1,13 +1,12 @@
 """Text towers that are read from files of transformers equal the original models."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_cases import assert_near
-from parity import import_transformers, numpy_of, randomise, save
+from parity import numpy_of
+from reference_models import Model
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.text_tower import TextTower
@@ -33,15 +32,9 @@ VISION = {
 END = 29
 
 
-@pytest.fixture(scope="module")
-def hf():
-    torch, transformers = import_transformers()
-    return SimpleNamespace(torch=torch, models=transformers)
-
-
 def make_tokens(end=END):
     """Returns captions of different lengths, with padding of zeros after the end token."""
-    words_jn = np.random.default_rng(0).integers(1, 28, (5, 9)).astype(np.int32)
+    words_jn = np.random.RandomState(0).randint(1, 28, (5, 9)).astype(np.int32)
     for row, position in enumerate((8, 3, 5, 1, 8)):
         words_jn[row, position] = end
         words_jn[row, position + 1 :] = 0
@@ -54,63 +47,67 @@ def encode(folder, words_jn):
     return np.asarray(jax.jit(tower.apply)({"params": imported.params["text"]}, words_jn))
 
 
-def assert_same(hf, model, output, folder, words_jn):
-    with hf.torch.no_grad():
-        expected_jd = numpy_of(output(hf.torch.tensor(words_jn, dtype=hf.torch.int64)))
+def assert_same(reference, model, output, folder):
+    """Compares with `output`, a function of a model of transformers and of tokens."""
+    words_jn = make_tokens()
+
+    def compute(hf):
+        words = hf.torch.tensor(words_jn, dtype=hf.torch.int64)
+        return numpy_of(output(model.load(hf, folder), words))
+
+    expected_jd = reference(compute)
     expected_jd = expected_jd / np.linalg.norm(expected_jd, axis=-1, keepdims=True)
-    assert_near(encode(save(model, folder), words_jn), expected_jd, 1e-4)
+    assert_near(encode(folder, words_jn), expected_jd, 1e-4)
 
 
 @pytest.mark.parametrize("projection", [None, 20])
-def test_siglip_text_tower(hf, tmp_path, projection):
+def test_siglip_text_tower(reference, references, tmp_path, projection):
     width = projection or TEXT["hidden_size"]
-    config = hf.models.SiglipTextConfig(**TEXT, projection_size=width)
-    model = randomise(hf.torch, hf.models.SiglipTextModel(config))
-    assert_same(hf, model, lambda x: model(x).pooler_output, tmp_path, make_tokens())
+    model = Model("SiglipTextModel", {**TEXT, "projection_size": width})
+    folder = references.save(model, tmp_path)
+    assert_same(reference, model, lambda tower, x: tower(x).pooler_output, folder)
 
 
 @pytest.mark.parametrize("kind", ["Siglip", "Siglip2"])
-def test_text_tower_of_a_full_siglip_model(hf, tmp_path, kind):
+def test_text_tower_of_a_full_siglip_model(reference, references, tmp_path, kind):
     vision = {k: v for k, v in VISION.items() if kind == "Siglip" or k != "image_size"}
-    config = getattr(hf.models, f"{kind}Config")(text_config=TEXT, vision_config=vision)
-    model = randomise(hf.torch, getattr(hf.models, f"{kind}Model")(config))
-    assert_same(hf, model, lambda x: model.text_model(x).pooler_output, tmp_path, make_tokens())
+    model = Model(f"{kind}Model", {"text_config": TEXT, "vision_config": vision})
+    folder = references.save(model, tmp_path)
+    assert_same(reference, model, lambda both, x: both.text_model(x).pooler_output, folder)
 
 
 @pytest.mark.parametrize("end", [END, 2])  # 2: the wrong id in the config.json of old models
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_text_tower_of_a_full_clip_model(hf, tmp_path, end, activation):
+def test_text_tower_of_a_full_clip_model(reference, references, tmp_path, end, activation):
     text = {**TEXT, "eos_token_id": end, "bos_token_id": 1, "hidden_act": activation}
-    config = hf.models.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=20)
-    model = randomise(hf.torch, hf.models.CLIPModel(config))
+    options = {"text_config": text, "vision_config": VISION, "projection_dim": 20}
+    model = Model("CLIPModel", options)
 
-    def features(words_jn):
-        return model.text_projection(model.text_model(words_jn).pooler_output)
+    def features(both, words):
+        return both.text_projection(both.text_model(words).pooler_output)
 
-    assert_same(hf, model, features, tmp_path, make_tokens())
-
-
-def test_clip_text_model_with_projection(hf, tmp_path):
-    config = hf.models.CLIPTextConfig(**TEXT, eos_token_id=END, projection_dim=20)
-    model = randomise(hf.torch, hf.models.CLIPTextModelWithProjection(config))
-    assert_same(hf, model, lambda x: model(x).text_embeds, tmp_path, make_tokens())
+    assert_same(reference, model, features, references.save(model, tmp_path))
 
 
-def test_clip_without_projection_is_refused(hf, tmp_path):
-    config = hf.models.CLIPTextConfig(**TEXT, eos_token_id=END)
-    folder = save(hf.models.CLIPTextModel(config), tmp_path)
+def test_clip_text_model_with_projection(reference, references, tmp_path):
+    options = {**TEXT, "eos_token_id": END, "projection_dim": 20}
+    model = Model("CLIPTextModelWithProjection", options)
+    folder = references.save(model, tmp_path)
+    assert_same(reference, model, lambda tower, x: tower(x).text_embeds, folder)
+
+
+def test_clip_without_projection_is_refused(references, tmp_path):
+    folder = references.save(Model("CLIPTextModel", {**TEXT, "eos_token_id": END}), tmp_path)
     with pytest.raises(UserError, match=r"missing  text_projection\.weight"):
         encode(folder, make_tokens())
 
 
-@pytest.mark.parametrize("name", ["DINOv2", "Bert"])
-def test_other_models_are_refused(hf, tmp_path, name):
-    if name == "Bert":
-        model = hf.models.BertModel(hf.models.BertConfig(**TEXT))
-    else:
-        model = hf.models.Dinov2Model(hf.models.Dinov2Config(**VISION))
+@pytest.mark.parametrize(
+    "model", [Model("Dinov2Model", VISION), Model("BertModel", TEXT)], ids=lambda model: model.name
+)
+def test_other_models_are_refused(references, tmp_path, model):
     with pytest.raises(UserError, match="no supported text tower"):
-        encode(save(model, tmp_path), make_tokens())
+        encode(references.save(model, tmp_path), make_tokens())
 
 
 def test_causal_tower_ignores_what_follows_the_end_token():

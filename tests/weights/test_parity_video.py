@@ -1,7 +1,6 @@
 """V-JEPA 2 and VideoMAE that are read from files of transformers equal the original models."""
 
-import json
-from types import SimpleNamespace
+import dataclasses
 
 import flax
 import jax
@@ -9,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_cases import assert_near
-from parity import import_transformers, numpy_of, randomise, save
+from parity import numpy_of
+from reference_models import Model, draw, unfold_names
 
 from invnext_jax.models import tubelet_encoder
 from invnext_jax.weights.files import LazyTensor, open_checkpoint
@@ -34,31 +34,22 @@ VIDEOMAE = {
 }
 
 
-@pytest.fixture(scope="module")
-def hf():
-    torch, transformers = import_transformers()
-    return SimpleNamespace(torch=torch, models=transformers)
-
-
-def make_vjepa2(hf, size=32, frames=8, name="VJEPA2Model", **changes):
-    config = hf.models.VJEPA2Config(
+def vjepa2(size=24, frames=6, name="VJEPA2Model", **changes):
+    options = {
         **{**TINY, "crop_size": size, "frames_per_clip": frames, "mlp_ratio": 1.5, **changes},
-        pred_hidden_size=24,
-        pred_num_attention_heads=2,
-        pred_num_hidden_layers=1,
-        num_pooler_layers=1,
-    )
-    return randomise(hf.torch, getattr(hf.models, name)(config))
+        **{"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1},
+        "num_pooler_layers": 1,
+    }
+    return Model(name, options)
 
 
-def make_videomae(hf, size=32, frames=8, name="VideoMAEModel", **changes):
-    config = hf.models.VideoMAEConfig(
+def videomae(size=24, frames=6, name="VideoMAEModel", **changes):
+    options = {
         **{**TINY, "image_size": size, "num_frames": frames, "intermediate_size": 48, **changes},
-        decoder_num_hidden_layers=1,
-        decoder_hidden_size=24,
-        decoder_num_attention_heads=2,
-    )
-    return randomise(hf.torch, getattr(hf.models, name)(config))
+        **{"decoder_num_hidden_layers": 1, "decoder_hidden_size": 24},
+        "decoder_num_attention_heads": 2,
+    }
+    return Model(name, options)
 
 
 def encode(folder, video_bthwc):
@@ -71,25 +62,33 @@ def encode(folder, video_bthwc):
 
 
 def make_clips(frames, height, width):
-    shape = (2, frames, height, width, 3)
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    return draw((2, frames, height, width, 3), 1)
 
 
-def expected_states(hf, tower, video_bthwc, **options):
+def torch_pixels(hf, video_bthwc):
+    return hf.torch.from_numpy(np.moveaxis(video_bthwc, -1, 2).copy())
+
+
+def torch_states(hf, tower, video_bthwc):
     """Returns the torch model's output and the output of every layer."""
-    with hf.torch.no_grad():
-        pixels = hf.torch.from_numpy(np.moveaxis(video_bthwc, -1, 2).copy())
-        out = tower(pixels, output_hidden_states=True, **options)
-    return numpy_of(out.last_hidden_state), [numpy_of(x) for x in out.hidden_states[1:]]
+    options = {"skip_predictor": True} if hasattr(tower, "predictor") else {}
+    out = tower(torch_pixels(hf, video_bthwc), output_hidden_states=True, **options)
+    states_lbnd = np.stack([numpy_of(x) for x in out.hidden_states[1:]])
+    return {"last": numpy_of(out.last_hidden_state), "states": states_lbnd}
 
 
-def assert_parity(hf, folder, tower, video_bthwc, **options):
-    out = encode(folder, video_bthwc)
-    last, states = expected_states(hf, tower, video_bthwc, **options)
-    assert len(out.taps_lbnd) == len(states) == 3
-    for layer, state in enumerate(states):
+def assert_parity(reference, folder, model, video_bthwc, tower=None):
+    """Compares with a model, or with the attribute `tower` of it."""
+
+    def compute(hf):
+        loaded = model.load(hf, folder)
+        return torch_states(hf, getattr(loaded, tower) if tower else loaded, video_bthwc)
+
+    out, expected = encode(folder, video_bthwc), reference(compute)
+    assert len(out.taps_lbnd) == len(expected["states"]) == 3
+    for layer, state in enumerate(expected["states"]):
         assert_near(out.taps_lbnd[layer], state, 1e-4)
-    assert_near(out.tokens_bnd, last, 1e-4)
+    assert_near(out.tokens_bnd, expected["last"], 1e-4)
     return out
 
 
@@ -97,68 +96,68 @@ def assert_parity(hf, folder, tower, video_bthwc, **options):
     ("width", "heads"),
     [(32, 2), (28, 2), (22, 2), (20, 4)],  # 1, 2, 5 and 5 channels of a head are not rotated
 )
-def test_vjepa2_equals_transformers(hf, width, heads, tmp_path):
-    model = make_vjepa2(hf, hidden_size=width, num_attention_heads=heads)
-    clips = make_clips(8, 32, 32)
-    assert_parity(hf, save(model, tmp_path), model, clips, skip_predictor=True)
+def test_vjepa2_equals_transformers(reference, references, width, heads, tmp_path):
+    model = vjepa2(hidden_size=width, num_attention_heads=heads)
+    assert_parity(reference, references.save(model, tmp_path), model, make_clips(6, 24, 24))
 
 
-@pytest.mark.parametrize(("size", "frames"), [(32, 2), (48, 4), (16, 12)])
-def test_vjepa2_rotates_by_the_grid_of_the_clip(hf, size, frames, tmp_path):
-    folder = save(make_vjepa2(hf), tmp_path)
+@pytest.mark.parametrize(("size", "frames"), [(24, 2), (40, 4), (16, 12)])
+def test_vjepa2_rotates_by_the_grid_of_the_clip(reference, references, size, frames, tmp_path):
+    folder = references.save(vjepa2(), tmp_path)
     # The positions of transformers follow the size in the config, and no parameter does.
-    other = make_vjepa2(hf, size=size, frames=frames)
-    assert_parity(hf, folder, other, make_clips(frames, size, size), skip_predictor=True)
+    other = vjepa2(size=size, frames=frames)
+    assert_parity(reference, folder, other, make_clips(frames, size, size))
 
 
-def test_vjepa2_in_classification_model(hf, tmp_path):
-    model = make_vjepa2(hf, name="VJEPA2ForVideoClassification")
-    clips = make_clips(8, 32, 32)
-    out = assert_parity(hf, save(model, tmp_path), model.vjepa2, clips, skip_predictor=True)
+def test_vjepa2_in_classification_model(reference, references, tmp_path):
+    model = vjepa2(name="VJEPA2ForVideoClassification")
+    folder = references.save(model, tmp_path)
+    out = assert_parity(reference, folder, model, make_clips(6, 24, 24), tower="vjepa2")
     assert out.pooled_bd is None
 
 
 @pytest.mark.parametrize("mean_pooling", [True, False])
 @pytest.mark.parametrize("width", [32, 18])
-def test_videomae_equals_transformers(hf, width, mean_pooling, tmp_path):
-    model = make_videomae(hf, hidden_size=width, use_mean_pooling=mean_pooling)
-    assert_parity(hf, save(model, tmp_path), model, make_clips(8, 32, 32))
+def test_videomae_equals_transformers(reference, references, width, mean_pooling, tmp_path):
+    model = videomae(hidden_size=width, use_mean_pooling=mean_pooling)
+    assert_parity(reference, references.save(model, tmp_path), model, make_clips(6, 24, 24))
 
 
-def test_videomae_in_pretraining_model(hf, tmp_path):
-    model = make_videomae(hf, name="VideoMAEForPreTraining", use_mean_pooling=False)
-    out = assert_parity(hf, save(model, tmp_path), model.videomae, make_clips(8, 32, 32))
+def test_videomae_in_pretraining_model(reference, references, tmp_path):
+    model = videomae(name="VideoMAEForPreTraining", use_mean_pooling=False)
+    folder = references.save(model, tmp_path)
+    out = assert_parity(reference, folder, model, make_clips(6, 24, 24), tower="videomae")
     assert out.pooled_bd is None
 
 
-def test_videomae_in_classification_model_pools_the_input_of_the_classifier(hf, tmp_path):
-    model = make_videomae(hf, name="VideoMAEForVideoClassification", num_labels=32)
-    with hf.torch.no_grad():
-        model.classifier.weight.copy_(hf.torch.eye(32))
-        model.classifier.bias.zero_()
-    clips = make_clips(8, 32, 32)
-    out = assert_parity(hf, save(model, tmp_path), model.videomae, clips)
-    with hf.torch.no_grad():
-        logits = model(hf.torch.from_numpy(np.moveaxis(clips, -1, 2).copy())).logits
-    assert_near(out.pooled_bd, numpy_of(logits), 1e-4)
+def test_videomae_in_classification_model_pools_the_input_of_the_classifier(
+    reference, references, tmp_path
+):
+    model = videomae(name="VideoMAEForVideoClassification", num_labels=32)
+    folder, clips = references.save(model, tmp_path), make_clips(6, 24, 24)
+
+    def classifier_inputs(hf):
+        loaded = model.load(hf, folder)
+        loaded.classifier = hf.torch.nn.Identity()
+        return numpy_of(loaded(torch_pixels(hf, clips)).logits)
+
+    out = assert_parity(reference, folder, model, clips, tower="videomae")
+    assert_near(out.pooled_bd, reference(classifier_inputs, "pooled"), 1e-4)
 
 
-@pytest.mark.parametrize("make", [make_vjepa2, make_videomae])
-def test_small_activations_expose_the_epsilon_of_every_norm(hf, make, tmp_path):
+@pytest.mark.parametrize("make", [vjepa2, videomae])
+def test_small_activations_expose_the_epsilon_of_every_norm(reference, references, make, tmp_path):
     norms = {"layer_norm_eps": 1e-3}
-    if make is make_videomae:
+    if make is videomae:
         norms["use_mean_pooling"] = False
-    model = make(hf, **norms)
-    with hf.torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "patch_embeddings" in name or "proj." in name or "dense" in name or "fc2" in name:
-                parameter.mul_(3e-2)
-    options = {"skip_predictor": True} if make is make_vjepa2 else {}
-    assert_parity(hf, save(model, tmp_path), model, 0 * make_clips(8, 32, 32), **options)
+    small = ("patch_embeddings", "proj.", "dense", "fc2")
+    model = dataclasses.replace(make(**norms), small=small, factor=3e-2)
+    clips = np.zeros_like(make_clips(6, 24, 24))
+    assert_parity(reference, references.save(model, tmp_path), model, clips)
 
 
-def test_both_naming_schemes_of_videomae_give_the_same_parameters(hf, tmp_path):
-    folder = save(make_videomae(hf, name="VideoMAEForVideoClassification"), tmp_path)
+def test_both_naming_schemes_of_videomae_give_the_same_parameters(references, tmp_path):
+    folder = references.save(videomae(name="VideoMAEForVideoClassification"), tmp_path)
     checkpoint = open_checkpoint(folder)
     layer = "videomae.encoder.layer.0.attention.attention"
     assert {f"{layer}.q_bias", f"{layer}.v_bias"} <= checkpoint.tensors.keys()
@@ -175,41 +174,34 @@ def test_both_naming_schemes_of_videomae_give_the_same_parameters(hf, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_missing_sizes_get_the_defaults_of_transformers(hf, kind):
-    config = {"vjepa2": hf.models.VJEPA2Config, "videomae": hf.models.VideoMAEConfig}[kind]()
-    content = json.loads(config.to_json_string())
-    assert FAMILIES[kind].sizes({"model_type": kind}) == FAMILIES[kind].sizes(content)
+@pytest.mark.parametrize(("kind", "name"), [("vjepa2", "VJEPA2"), ("videomae", "VideoMAE")])
+def test_missing_sizes_get_the_defaults_of_transformers(reference, kind, name):
+    config = reference(lambda hf: getattr(hf.models, f"{name}Config")().to_dict())
+    assert FAMILIES[kind].sizes({"model_type": kind}) == FAMILIES[kind].sizes(config)
 
 
-def published_config(hf, kind, name):
-    width, depth, heads, mlp, patch, size, frames = {"vjepa2": VJEPA2, "videomae": VIDEOMAE}[kind][
-        name
-    ]
+def published_model(kind, name):
+    published = {"vjepa2": VJEPA2, "videomae": VIDEOMAE}[kind]
+    width, depth, heads, mlp, patch, size, frames = published[name]
     common = {
         **{"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads},
         **{"patch_size": patch},
     }
     if kind == "vjepa2":
-        return hf.models.VJEPA2Config(
-            **common, mlp_ratio=mlp, crop_size=size, frames_per_clip=frames
-        )
-    return hf.models.VideoMAEConfig(
-        **common, intermediate_size=mlp, image_size=size, num_frames=frames
-    )
+        sizes = {"mlp_ratio": mlp, "crop_size": size, "frames_per_clip": frames}
+        return Model("VJEPA2Model", {**common, **sizes})
+    sizes = {"intermediate_size": mlp, "image_size": size, "num_frames": frames}
+    return Model("VideoMAEForVideoClassification", {**common, **sizes})
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [*(("vjepa2", name) for name in VJEPA2), *(("videomae", name) for name in VIDEOMAE)],
 )
-def test_published_sizes_have_the_shapes_of_the_encoder(hf, kind, name):
-    config = published_config(hf, kind, name)
-    make = {"vjepa2": hf.models.VJEPA2Model, "videomae": hf.models.VideoMAEForVideoClassification}
-    with hf.torch.device("meta"):
-        state = make[kind](config).state_dict()
+def test_published_sizes_have_the_shapes_of_the_encoder(reference, kind, name):
+    about = reference(published_model(kind, name).describe_modules)
     family = FAMILIES[kind]
-    sizes = {**family.sizes(json.loads(config.to_json_string())), "pool_norm": kind == "videomae"}
+    sizes = {**family.sizes(about["config"]), "pool_norm": kind == "videomae"}
     clip = jnp.zeros((1, sizes["tubelet"], sizes["patch"], sizes["patch"], 3))
     module = tubelet_encoder.from_sizes(sizes)
     params = jax.eval_shape(module.init, jax.random.key(0), clip)["params"]
@@ -218,5 +210,6 @@ def test_published_sizes_have_the_shapes_of_the_encoder(hf, kind, name):
         name: pytorch_shape(shapes[leaf.path], leaf)
         for name, leaf in pytorch_names(shapes, family.rules)
     }
-    tensors = {name: LazyTensor(tuple(x.shape), None) for name, x in state.items()}
+    found = unfold_names(about["tensors"])
+    tensors = {name: LazyTensor(shape, None) for name, shape in found.items()}
     assert {name: x.shape for name, x in family.adapt(tensors).items()} == expected

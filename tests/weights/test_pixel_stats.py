@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from transformers import CLIPImageProcessor
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
@@ -30,9 +29,10 @@ def test_teachers_with_other_pixel_statistics_are_refused(kind, mean, tmp_path):
     check("clip", tmp_path / "model.safetensors")
 
 
-def test_preprocessors_in_the_file_of_a_processor_are_read(tmp_path):
+def test_preprocessors_in_the_file_of_a_processor_are_read(reference, tmp_path):
     """`CLIPProcessor.save_pretrained` writes only this file."""
-    content = {"image_processor": CLIPImageProcessor().to_dict()}
+    processor = reference(lambda hf: hf.models.CLIPImageProcessor().to_dict())
+    content = {"image_processor": processor}
     path = tmp_path / "processor_config.json"
     path.write_text(json.dumps(content))
     check("clip", tmp_path)

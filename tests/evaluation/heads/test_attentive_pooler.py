@@ -2,15 +2,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 from head_formulas import attention, gelu, layer_norm, linear, random_params
+from parity import numpy_of
+from reference_models import draw, draw_weights, filled, module_shapes, unfold_names
 
 from invnext_jax.evaluation.heads import attentive_pooler as ap
 
 
 def tokens(b=2, n=12, d=32):
-    return np.random.default_rng(1).normal(0, 2, (b, n, d)).astype(np.float32)
+    return 2 * draw((b, n, d), 1)
 
 
 def mean_query_pool(x, p, heads):
@@ -36,63 +37,59 @@ def test_mean_query_pooler_equals_the_formula(mlp):
     np.testing.assert_allclose(got[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-def vjepa2_params(model):
+def vjepa2_params(weights):
     """The weights of transformers' pooler in the layout of `LearnedQueryPooler`."""
 
-    def dense(m):
-        return {"kernel": parity.numpy_of(m.weight).T, "bias": parity.numpy_of(m.bias)}
+    def dense(name):
+        return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}
 
-    def norm(m):
-        return {"scale": parity.numpy_of(m.weight), "bias": parity.numpy_of(m.bias)}
+    def norm(name):
+        return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
 
-    def block(layer, attn):
-        found = {name: dense(getattr(attn, f"{name}_proj")) for name in "qkv"}
-        if hasattr(attn, "out_proj"):
-            found["out"] = dense(attn.out_proj)
-        mlp = {"fc1": dense(layer.mlp.fc1), "fc2": dense(layer.mlp.fc2)}
+    def block(layer, attn, has_out):
         return {
-            **found,
-            "mlp": mlp,
-            "norm1": norm(layer.layer_norm1),
-            "norm2": norm(layer.layer_norm2),
+            **{name: dense(f"{layer}.{attn}.{name}_proj") for name in "qkv"},
+            **({"out": dense(f"{layer}.{attn}.out_proj")} if has_out else {}),
+            "mlp": {name: dense(f"{layer}.mlp.{name}") for name in ("fc1", "fc2")},
+            **{f"norm{i}": norm(f"{layer}.layer_norm{i}") for i in (1, 2)},
         }
 
-    cross = model.cross_attention_layer
     return {
-        "query": parity.numpy_of(model.query_tokens)[0],
-        "cross_block": block(cross, cross.cross_attn),
+        "query": weights["query_tokens"][0],
+        "cross_block": block("cross_attention_layer", "cross_attn", has_out=False),
         **{
-            f"block{i}": block(layer, layer.self_attn)
-            for i, layer in enumerate(model.self_attention_layers)
+            f"block{i}": block(f"self_attention_layers.{i}", "self_attn", has_out=True)
+            for i in range(2)
         },
     }
 
 
-@pytest.fixture(scope="module")
-def vjepa2():
-    torch, transformers = parity.import_transformers()
+def make_vjepa2_pooler(hf):
     from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2AttentivePooler
 
-    config = transformers.VJEPA2Config(
+    config = hf.models.VJEPA2Config(
         hidden_size=32,
         num_attention_heads=4,
         num_pooler_layers=2,
         mlp_ratio=2,  # the pooler ignores it
         attn_implementation="eager",
     )
-    return torch, parity.randomise(torch, VJEPA2AttentivePooler(config))
+    return VJEPA2AttentivePooler(config)
 
 
-def test_learned_query_pooler_equals_transformers(vjepa2):
-    torch, model = vjepa2
-    x = tokens()
-    with torch.no_grad():
-        expected = parity.numpy_of(model(torch.from_numpy(x)))
-    module, params = ap.LearnedQueryPooler(blocks=2, heads=4), vjepa2_params(model)
+def test_learned_query_pooler_equals_transformers(reference):
+    shapes = reference(lambda hf: module_shapes(make_vjepa2_pooler(hf)), "shapes")
+    weights, x = draw_weights(unfold_names(shapes)), tokens()
+
+    def compute(hf):
+        model = filled(hf, make_vjepa2_pooler(hf), weights)
+        return numpy_of(model(hf.torch.from_numpy(x)))
+
+    module, params = ap.LearnedQueryPooler(blocks=2, heads=4), vjepa2_params(weights)
     shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x))["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     got = module.apply({"params": params}, x)[:, 0]
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, reference(compute), rtol=1e-4, atol=1e-5)
 
 
 def test_each_query_is_pooled_as_if_it_were_alone():

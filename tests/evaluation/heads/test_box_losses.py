@@ -1,16 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
+from parity import numpy_of
 
 from invnext_jax.evaluation.heads import box_losses as bl
 
-RNG = np.random.default_rng(0)
 
-
-def boxes(count):
-    low, size = RNG.uniform(0, 0.7, (count, 2)), RNG.uniform(0.02, 0.5, (count, 2))
+def boxes(count, seed):
+    rng = np.random.RandomState(seed)  # the same numbers in all NumPy versions
+    low, size = rng.uniform(0, 0.7, (count, 2)), rng.uniform(0.02, 0.5, (count, 2))
     return np.concatenate([low, low + size], axis=1).astype(np.float32)
 
 
@@ -28,22 +27,30 @@ def test_generalized_iou_of_hand_values(a, b, expected):
     np.testing.assert_allclose(bl.generalized_iou(np.float32(a), np.float32(b)), expected, 1e-6)
 
 
-def test_losses_equal_torch_and_transformers():
-    torch, _ = parity.import_transformers()
-    from transformers.loss.loss_for_object_detection import generalized_box_iou
+def test_generalized_iou_equals_transformers(reference):
+    a, b = boxes(20, 0), boxes(20, 1)
 
-    a, b = boxes(20), boxes(20)
-    expected = generalized_box_iou(torch.from_numpy(a), torch.from_numpy(b)).diagonal()
-    np.testing.assert_allclose(bl.generalized_iou(a, b), expected, rtol=1e-4, atol=1e-6)
-    for beta in (0.1, 1.0):
-        expected = torch.nn.functional.smooth_l1_loss(
-            torch.from_numpy(a), torch.from_numpy(b), reduction="none", beta=beta
-        )
-        np.testing.assert_allclose(bl.smooth_l1(a, b, beta), expected, rtol=1e-5, atol=1e-7)
+    def compute(hf):
+        from transformers.loss.loss_for_object_detection import generalized_box_iou
+
+        return numpy_of(generalized_box_iou(*map(hf.torch.from_numpy, (a, b))).diagonal())
+
+    np.testing.assert_allclose(bl.generalized_iou(a, b), reference(compute), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_smooth_l1_equals_torch(reference, beta):
+    a, b = boxes(20, 0), boxes(20, 1)
+
+    def compute(hf):
+        loss = hf.torch.nn.functional.smooth_l1_loss
+        return numpy_of(loss(*map(hf.torch.from_numpy, (a, b)), reduction="none", beta=beta))
+
+    np.testing.assert_allclose(bl.smooth_l1(a, b, beta), reference(compute), rtol=1e-5, atol=1e-7)
 
 
 def test_mean_is_over_visible_boxes():
-    a, b = boxes(6).reshape(2, 3, 4), boxes(6).reshape(2, 3, 4)
+    a, b = boxes(6, 0).reshape(2, 3, 4), boxes(6, 1).reshape(2, 3, 4)
     mask = np.array([[True, False, True], [False, False, True]])
     each = bl.smooth_l1(a, b).mean(-1) + 0.5 * (1 - bl.generalized_iou(a, b))
     np.testing.assert_allclose(bl.box_loss(a, b, mask), np.asarray(each)[mask].mean(), rtol=1e-6)

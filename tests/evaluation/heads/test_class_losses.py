@@ -1,30 +1,32 @@
 import jax
 import numpy as np
-import parity
 import pytest
+from parity import numpy_of
+from reference_models import draw
 
 from invnext_jax.evaluation.heads import class_losses as cl
 
-LOGITS = np.random.default_rng(0).normal(0, 2, (6, 5)).astype(np.float32)
+LOGITS = 2 * draw((6, 5))
 LABELS = np.int32([0, 4, 2, 2, 1, 3])
 
 
+def torch_cross_entropy(torch, logits, labels, **options):
+    logits, labels = torch.from_numpy(logits), torch.from_numpy(labels).long()
+    return numpy_of(torch.nn.functional.cross_entropy(logits, labels, **options))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_equals_torch(smoothing):
-    torch, _ = parity.import_transformers()
-    expected = torch.nn.functional.cross_entropy(
-        torch.from_numpy(LOGITS), torch.from_numpy(LABELS).long(), label_smoothing=smoothing
+def test_cross_entropy_equals_torch(reference, smoothing):
+    expected = reference(
+        lambda hf: torch_cross_entropy(hf.torch, LOGITS, LABELS, label_smoothing=smoothing)
     )
     got = cl.soft_cross_entropy(LOGITS, cl.soft_targets(LABELS, 5, smoothing))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_cross_entropy_with_labels_equals_torch():
-    torch, _ = parity.import_transformers()
+def test_cross_entropy_with_labels_equals_torch(reference):
     labels = np.concatenate([LABELS[:4], [-1, -1]])
-    expected = torch.nn.functional.cross_entropy(
-        torch.from_numpy(LOGITS), torch.from_numpy(labels).long(), ignore_index=-1
-    )
+    expected = reference(lambda hf: torch_cross_entropy(hf.torch, LOGITS, labels, ignore_index=-1))
     loss, grad = jax.value_and_grad(cl.cross_entropy)(LOGITS, labels)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert not grad[4:].any() and np.abs(grad[:4]).min() > 0

@@ -1,91 +1,90 @@
 import jax
 import numpy as np
-import parity
 import pytest
 from head_formulas import random_params
+from parity import numpy_of
+from reference_models import draw, draw_weights, filled, module_shapes, unfold_names
 
 from invnext_jax.evaluation.heads import dpt_head
 
 CHANNELS, WIDTH, TOKENS = (8, 12, 16, 16), 16, 24
 
 
-def conv_params(conv, *, flip=False):
-    """Converts a torch convolution to the layout of Flax: height, width, input, output."""
-    kernel = parity.numpy_of(conv.weight)
-    if flip:  # transposed: the input comes first, and flax flips the kernel
-        kernel = kernel.transpose(2, 3, 0, 1)[::-1, ::-1]
-    else:
-        kernel = kernel.transpose(2, 3, 1, 0)
-    bias = {} if conv.bias is None else {"bias": parity.numpy_of(conv.bias)}
-    return {"kernel": kernel, **bias}
-
-
-def dpt_params(neck, head):
+def dpt_params(weights):
     """The weights of transformers' neck and depth head in the layout of `DptHead`."""
-    params = {"conv1": conv_params(head[0]), "conv2": conv_params(head[2])}
-    params["depth"] = conv_params(head[4])
-    for i, layer in enumerate(neck.reassemble_stage.layers):
-        params[f"reassemble{i}"] = {"project": conv_params(layer.projection)}
+
+    def conv(name, *, flip=False):
+        """Converts a convolution to the layout of Flax: height, width, input, output."""
+        kernel = weights[f"{name}.weight"]
+        if flip:  # transposed: the input comes first, and flax flips the kernel
+            kernel = kernel.transpose(2, 3, 0, 1)[::-1, ::-1]
+        else:
+            kernel = kernel.transpose(2, 3, 1, 0)
+        bias = weights.get(f"{name}.bias")
+        return {"kernel": kernel} if bias is None else {"kernel": kernel, "bias": bias}
+
+    names = {"conv1": 0, "conv2": 2, "depth": 4}
+    params = {name: conv(f"head.head.{number}") for name, number in names.items()}
+    for i in range(4):
+        layer = f"neck.reassemble_stage.layers.{i}"
+        params[f"reassemble{i}"] = {"project": conv(f"{layer}.projection")}
         if i != 2:
-            params[f"reassemble{i}"]["resize"] = conv_params(layer.resize, flip=i < 2)
-        params[f"neck{i}"] = conv_params(neck.convs[i])
-        fusion = neck.fusion_stage.layers[3 - i]  # from coarse to fine
-        units = {"unit1": fusion.residual_layer1, "unit2": fusion.residual_layer2}
-        params[f"fusion{i}"] = {"project": conv_params(fusion.projection)} | {
-            name: {
-                "conv1": conv_params(unit.convolution1),
-                "conv2": conv_params(unit.convolution2),
+            params[f"reassemble{i}"]["resize"] = conv(f"{layer}.resize", flip=i < 2)
+        params[f"neck{i}"] = conv(f"neck.convs.{i}")
+        fusion = f"neck.fusion_stage.layers.{3 - i}"  # from coarse to fine
+        params[f"fusion{i}"] = {"project": conv(f"{fusion}.projection")} | {
+            f"unit{unit}": {
+                f"conv{j}": conv(f"{fusion}.residual_layer{unit}.convolution{j}") for j in (1, 2)
             }
-            for name, unit in units.items()
-            if i < 3 or name == "unit2"  # the coarsest layer has no finer map
+            for unit in (1, 2)
+            if i < 3 or unit == 2  # the coarsest layer has no finer map
         }
     return params
 
 
-@pytest.fixture(scope="module")
-def dpt():
-    torch, transformers = parity.import_transformers()
+def make_dpt(hf):
     from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 
-    config = transformers.DPTConfig(
+    config = hf.models.DPTConfig(
         hidden_size=TOKENS,
         readout_type="ignore",
         neck_hidden_sizes=CHANNELS,
         reassemble_factors=[4, 2, 1, 0.5],
         fusion_hidden_size=WIDTH,
     )
-    model = torch.nn.ModuleDict({"neck": DPTNeck(config), "head": DPTDepthEstimationHead(config)})
-    return torch, parity.randomise(torch, model)
+    parts = {"neck": DPTNeck(config), "head": DPTDepthEstimationHead(config)}
+    return hf.torch.nn.ModuleDict(parts)
 
 
 def layers(grid, b=1, t=2):
-    rng = np.random.default_rng(0)
-    return [rng.normal(size=(b, t, grid[0] * grid[1], TOKENS)).astype(np.float32) for _ in "1234"]
+    return [draw((b, t, grid[0] * grid[1], TOKENS), seed) for seed in range(4)]
 
 
-def torch_depth(torch, model, x, grid, patch):
+def torch_depth(hf, weights, x, grid, patch):
     """Computes depth with the modules of transformers, resized to the size of the frames."""
+    torch, model = hf.torch, filled(hf, make_dpt(hf), weights)
     head = model["head"].head
-    with torch.no_grad():
-        states = [torch.from_numpy(y.reshape(-1, *y.shape[2:])) for y in x]
-        states = [torch.nn.functional.pad(y, (0, 0, 1, 0)) for y in states]  # a class token
-        fused = model["neck"](states, *grid)[-1]
-        if patch == 16:
-            return parity.numpy_of(model["head"]([fused]))
-        size = (patch * grid[0], patch * grid[1])
-        y = torch.nn.functional.interpolate(
-            head[0](fused), size, mode="bilinear", align_corners=True
-        )
-        return parity.numpy_of(head[2:](y)[:, 0])
+    states = [torch.from_numpy(y.reshape(-1, *y.shape[2:])) for y in x]
+    states = [torch.nn.functional.pad(y, (0, 0, 1, 0)) for y in states]  # a class token
+    fused = model["neck"](states, *grid)[-1]
+    if patch == 16:
+        return numpy_of(model["head"]([fused]))
+    size = (patch * grid[0], patch * grid[1])
+    return numpy_of(head[2:](interpolate(hf, head[0](fused), size))[:, 0])
 
 
-@pytest.mark.parametrize(("grid", "patch"), [((4, 6), 16), ((4, 6), 14), ((2, 2), 14)])
-def test_head_without_time_equals_transformers(dpt, grid, patch):
-    torch, model = dpt
-    x = layers(grid)
-    expected = torch_depth(torch, model, x, grid, patch)
+def interpolate(hf, x, size):
+    resize = hf.torch.nn.functional.interpolate
+    return resize(x, size, mode="bilinear", align_corners=True)
+
+
+@pytest.mark.parametrize(("grid", "patch"), [((2, 4), 16), ((4, 2), 14), ((2, 2), 14)])
+def test_head_without_time_equals_transformers(reference, references, grid, patch):
+    shapes = references.get("test_dpt_head/shapes", lambda hf: module_shapes(make_dpt(hf)))
+    weights, x = draw_weights(unfold_names(shapes)), layers(grid)
+    expected = reference(lambda hf: torch_depth(hf, weights, x, grid, patch))
     module = dpt_head.DptHead(grid, patch, CHANNELS, WIDTH, temporal=False)
-    params = dpt_params(model["neck"], model["head"].head)
+    params = dpt_params(weights)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     got = np.asarray(jax.jit(module.apply)({"params": params}, x))[0]
@@ -95,14 +94,15 @@ def test_head_without_time_equals_transformers(dpt, grid, patch):
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 9), (9, 4), (1, 3), (3, 1), (5, 5), (16, 224)])
-def test_resize_equals_torch(old, new):
-    torch, _ = parity.import_transformers()
-    x = np.random.default_rng(0).normal(size=(2, old, old + 1, 3)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(
-        torch.from_numpy(x.transpose(0, 3, 1, 2)), (new, 7), mode="bilinear", align_corners=True
+def test_resize_equals_torch(reference, old, new):
+    x = draw((1, old, old + 1, 2))
+    expected = reference(
+        lambda hf: numpy_of(
+            interpolate(hf, hf.torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), (new, 7))
+        )
     )
     got = dpt_head.resize_corners(x, (new, 7)).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_temporal_modules_change_nothing_at_the_start():

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from parity import import_transformers
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.text import tokenizers
@@ -15,56 +14,60 @@ TEXTS = ["Lower  LOW lo", "a new lower row", "low", "low lower low lower low low
 MERGES = [("l", "o"), ("lo", "w</w>"), ("e", "r</w>")]
 
 
-@pytest.fixture(scope="module")
-def models():
-    return import_transformers()[1]
-
-
-@pytest.fixture
-def clip_folder(models, tmp_path):
+def make_clip_tokenizer(hf):
     letters = list("lowerstidna!?")
     pieces = [*letters, *(f"{x}</w>" for x in letters), "lo", "low</w>", "er</w>"]
     special = ["<unk>", "<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: number for number, piece in enumerate([*pieces, *special])}
-    tokenizer = models.CLIPTokenizer(vocab=vocab, merges=MERGES, unk_token="<unk>")
-    tokenizer.save_pretrained(tmp_path)
-    return tmp_path
+    return hf.models.CLIPTokenizer(vocab=vocab, merges=MERGES, unk_token="<unk>")
 
 
-def siglip2_tokenizer(models):
+def make_siglip2_tokenizer(hf):
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"lowerstidna▁", "lo", "low", "▁low"]
     vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     merges = [("l", "o"), ("lo", "w"), ("▁", "low")]
-    return models.Siglip2Tokenizer(vocab=vocab, merges=merges)
+    return hf.models.Siglip2Tokenizer(vocab=vocab, merges=merges)
 
 
-def test_clip_tokens_equal_those_of_transformers(models, clip_folder):
-    expected = models.AutoTokenizer.from_pretrained(clip_folder)(
-        TEXTS, padding="max_length", max_length=8, truncation=True
-    )["input_ids"]
+@pytest.fixture
+def clip_folder(references, tmp_path):
+    return references.save_tokenizer("clip", make_clip_tokenizer, tmp_path)
+
+
+@pytest.fixture
+def siglip2_folder(references, tmp_path):
+    return references.save_tokenizer("siglip2", make_siglip2_tokenizer, tmp_path)
+
+
+def test_clip_tokens_equal_those_of_transformers(reference, clip_folder):
+    def compute(hf):
+        tokenizer = hf.models.AutoTokenizer.from_pretrained(clip_folder)
+        padded = tokenizer(TEXTS, padding="max_length", max_length=8, truncation=True)
+        return {"padded": padded["input_ids"], "whole": tokenizer(TEXTS)["input_ids"]}
+
+    expected = reference(compute)
     words_jn, cut = FileTokenizer(clip_folder, 8, lower=False).tokenize(TEXTS)
     assert words_jn.dtype == np.int32
-    np.testing.assert_array_equal(words_jn, expected)
-    whole = models.AutoTokenizer.from_pretrained(clip_folder)(TEXTS)["input_ids"]
-    assert cut == sum(len(row) > 8 for row in whole) > 0
+    np.testing.assert_array_equal(words_jn, expected["padded"])
+    assert cut == sum(len(row) > 8 for row in expected["whole"]) > 0
 
 
-def test_siglip2_tokens_equal_those_of_transformers(models, tmp_path):
-    tokenizer = siglip2_tokenizer(models)
-    tokenizer.save_pretrained(tmp_path)
+def test_siglip2_tokens_equal_those_of_transformers(reference, siglip2_folder):
     options = {"padding": "max_length", "padding_side": "right", "max_length": 9}
-    expected = tokenizer(TEXTS[:3], truncation=True, **options)["input_ids"]
-    words_jn, _ = FileTokenizer(tmp_path, 9, lower=True).tokenize(TEXTS[:3])
+    expected = reference(
+        lambda hf: make_siglip2_tokenizer(hf)(TEXTS[:3], truncation=True, **options)["input_ids"]
+    )
+    words_jn, _ = FileTokenizer(siglip2_folder, 9, lower=True).tokenize(TEXTS[:3])
     np.testing.assert_array_equal(words_jn, expected)
     assert words_jn[2, -1] == 0  # <pad>
 
 
-def test_end_token_of_the_settings_is_added_and_kept_when_a_caption_is_cut(models, tmp_path):
-    siglip2_tokenizer(models).save_pretrained(tmp_path)
-    path = tmp_path / "tokenizer_config.json"
+def test_end_token_of_the_settings_is_added_and_kept_when_a_caption_is_cut(siglip2_folder):
+    path = siglip2_folder / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"add_eos_token": True}))
-    words_jn, cut = FileTokenizer(tmp_path, 4, lower=True).tokenize(["low", "low low low low"])
+    tokenizer = FileTokenizer(siglip2_folder, 4, lower=True)
+    words_jn, cut = tokenizer.tokenize(["low", "low low low low"])
     assert (words_jn[0] == 1).argmax() == 1 and words_jn[1, -1] == 1  # <eos>
     assert cut == 1
 
