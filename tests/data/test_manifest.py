@@ -5,7 +5,7 @@ import pytest
 
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources
-from invnext_jax.data.train_dataset import VideoFileSource
+from invnext_jax.data.train_order import VideoFileSource
 from invnext_jax.errors import UserError
 
 
