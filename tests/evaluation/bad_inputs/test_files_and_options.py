@@ -87,7 +87,7 @@ BAD_OPTIONS = {
     ),
     "moving average of an export": (
         {"ema": True},
-        "encoder.safetensors is not a run, so",
+        "encoder.safetensors is not a run: remove the option ema",
     ),
     "held-out videos as a number": ({"held_out": 20.0}, "config.held_out=20.0 must be a fraction"),
     "misspelled sampling": (
