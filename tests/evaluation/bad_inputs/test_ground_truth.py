@@ -92,7 +92,7 @@ BAD_TRUTH = {
         "zero_shot",
         functools.partial(write_json, video="other.mp4", caption="a disc"),
         TEXT,
-        r"no valid entry for .*train.csv \(entry 1: .*'other.mp4' is not in the manifest, or is ambiguous\)",
+        r"no valid entry for .*train.csv \(entry 1: .*'other.mp4' is not in the manifest, or is am",
     ),
     "choices without the correct one": (
         "zero_shot",
