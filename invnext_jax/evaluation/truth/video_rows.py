@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from invnext_jax.data.manifest import Manifest
 
-MAX_PARTS = 64  # maximum number of parts of an end of a path
+MAX_PARTS = 8  # maximum number of parts of an end of a path; more would need much memory
 
 
 class VideoRows:
