@@ -30,5 +30,6 @@ def test_the_chart_follows_the_metrics(tmp_path):
         browser.wait_for("document.body.innerText.includes('after step 8 of 40')")
         assert browser.evaluate("document.documentElement.scrollWidth") <= 400
         server.page.close()
+        server.shutdown()  # a closed server that still runs would use a whole core
         server.server_close()
         browser.wait_for("!document.getElementById('connection').hidden")
