@@ -152,7 +152,7 @@ def test_a_folder_without_a_sweep_is_a_user_error(folder):
 
 
 def test_first_signal_lets_the_jobs_save(folder, request_, monkeypatch):
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "1.0")
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "3.0")
     before = signal.getsignal(signal.SIGINT)
     thread = after_first_step(folder, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert not run(folder, request_)
