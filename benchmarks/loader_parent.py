@@ -95,7 +95,7 @@ def measure_copies() -> float:
 
 
 def run(folder: Path, workers: int, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Measures our pipeline, Grain's workers and the memory bandwidth in turn.
+    """Measures the pipeline of this package, Grain's workers and the memory bandwidth in turn.
 
     Returns:
       The medians over the rounds. `copies` is the parent's CPU time per clip in copies of a clip:

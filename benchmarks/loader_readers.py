@@ -155,7 +155,7 @@ class _GrainLoad:
 
 
 def open_grain(order, load, workers: int, batch: int):
-    """Returns an iterator over batches of Grain's `mp_prefetch` with a loading function of ours.
+    """Returns an iterator over batches of Grain's `mp_prefetch` with the given loading function.
 
     Each process decodes in one thread. The batches are assembled in this process, so that the order
     does not depend on the number of processes.

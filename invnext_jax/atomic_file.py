@@ -51,7 +51,7 @@ def remove_tree(folder: str | os.PathLike) -> bool:
     """Removes a folder with its content as far as possible.
 
     Returns:
-      False if folders are nested so deeply that `shutil.rmtree`, which calls itself, gives up.
+      False if folders are nested too deeply for `shutil.rmtree`, which is recursive.
     """
     try:
         shutil.rmtree(folder, ignore_errors=True)

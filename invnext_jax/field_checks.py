@@ -111,6 +111,17 @@ def check_fields(
             raise UserError(f"{where}{name}={found[name]!r:.80} is not {words}: {advice}")
 
 
+def check_types(found: Any, fields: Fields) -> None:
+    """Checks all fields of an object, for callers that add the name of its file.
+
+    Raises:
+      KeyError, TypeError: a field is missing, or does not pass its check.
+    """
+    for name, (test, words) in fields.items():
+        if not isinstance(found, dict) or not test(found[name]):
+            raise TypeError(f"{name} is not {words}")
+
+
 def check_depth(value: Any, limit: int, source: str, advice: str) -> None:
     """Checks the number of nested objects and lists, because others read them recursively.
 

@@ -100,7 +100,7 @@ def _compile(config: ml_collections.ConfigDict) -> dict[str, Any]:
         described = targets.describe_devices(_DEVICE.value, _TOPOLOGY.value)
     step = compiled_step.compile_step(config, described)
     if _SAVE_PROGRAM.value:
-        pathlib.Path(_SAVE_PROGRAM.value).write_text(step.compiled.as_text())
+        pathlib.Path(_SAVE_PROGRAM.value).write_text(step.text)
     result = compiled_step.describe_memory(step)
     return result | compiled_step.describe_program(step, _DEVICE.value) if described else result
 

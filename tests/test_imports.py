@@ -70,7 +70,7 @@ ARROWS = {
     "workers": set(),
     "training": set(),
     "multihost": set(),
-    "monitoring": {"multihost", "planning.devices"},
+    "monitoring": {"multihost", "planning.devices", "workers.worker_environment"},
     "checkpointing": {"training", "multihost"},
     "checkpointing.video_digests": {"data"},
     "checkpointing.evaluated_videos": {"data"},

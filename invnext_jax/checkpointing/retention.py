@@ -57,22 +57,6 @@ def make_policy(
     return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
-def find_best(
-    config: ml_collections.ConfigDict, folder: storage.Path, steps: Iterable[int]
-) -> tuple[int, float] | None:
-    """Returns the step and the score of the best checkpoint; None if no checkpoint has a score.
-
-    Args:
-      config: `config.checkpoint`.
-      folder: the checkpoint folder.
-      steps: steps of the finished checkpoints.
-    """
-    scores = {step: _read_score(folder / str(step), config.best_metric) for step in sorted(steps)}
-    scored = [(step, score) for step, score in scores.items() if score is not None]
-    sign = 1 if config.best_mode == "min" else -1
-    return min(scored, key=lambda pair: sign * pair[1], default=None)
-
-
 class BestScores(checkpoint_managers.PreservationPolicy):
     """Keeps the checkpoints with the best scores, using Orbax's `BestN`.
 
@@ -96,6 +80,11 @@ class BestScores(checkpoint_managers.PreservationPolicy):
             get_metric_fn=lambda score: (self._sign * score["value"], -score["step"]),
             n=config.keep_best,
         )
+
+    def find_best(self) -> tuple[int, float] | None:
+        """Returns the step and the score of the best checkpoint; None if none has a score."""
+        scored = [(step, score) for step, score in self._scores.items() if score is not None]
+        return max(scored, key=lambda pair: (self._sign * pair[1], -pair[0]), default=None)
 
     def add(self, step: int, score: float | None) -> None:
         """Adds the score of a checkpoint that is about to be saved, or None if it has no score."""

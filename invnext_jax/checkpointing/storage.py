@@ -124,7 +124,7 @@ def find_unreadable(folder: Path) -> str:
     """
     for parent, folders, files in () if is_bucket(folder) else os.walk(folder):
         if os.path.relpath(parent, folder).count(os.sep) >= MAX_DEPTH:
-            return f"it has folders at more than {MAX_DEPTH} levels"  # os.walk calls itself
+            return f"it has folders at more than {MAX_DEPTH} levels"  # os.walk is recursive
         links = (name for name in folders if os.path.islink(os.path.join(parent, name)))
         for name in (*links, *files):
             path = os.path.join(parent, name)

@@ -247,10 +247,10 @@ def read_manifest_classes(
     Raises:
       UserError: The file of class names is damaged.
     """
-    return _assign_columns(read_file_beside(class_names_path(manifest)), columns, manifest, notes)
+    return _assign_columns(read_optional_file(class_names_path(manifest)), columns, manifest, notes)
 
 
-def read_file_beside(path: str) -> dict[str, dict[str, int]]:
+def read_optional_file(path: str) -> dict[str, dict[str, int]]:
     """Reads a file of class names next to a manifest, as in `parse_class_names`; {} if missing.
 
     Raises:

@@ -18,6 +18,7 @@ import jax
 from absl import logging
 
 from invnext_jax import sanitize
+from invnext_jax.workers.worker_environment import python_path
 
 _MODULE = "invnext_jax.watching.make_strips"
 _MAX_SECONDS = 1800.0  # a large encoder on a busy CPU takes minutes
@@ -35,11 +36,10 @@ class StripsProcess:
     def __init__(self, arguments: Sequence[str]):
         with contextlib.ExitStack() as stack:
             self._output = stack.enter_context(tempfile.TemporaryFile())
-            path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
             self._process = subprocess.Popen(
                 # -P: do not import from the current folder, which may be that of a foreign run.
                 [sys.executable, "-P", "-m", _MODULE, *arguments],
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
+                env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": python_path()},
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,

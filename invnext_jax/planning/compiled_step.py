@@ -34,12 +34,16 @@ class CompiledStep(NamedTuple):
 
     Attributes:
       compiled: the output of JAX's `compile`.
+      text: the compiled program as text.
+      program: the parsed text.
       shapes: the arguments of the step.
       choices: the attention kernel of each layer.
       seconds: time of tracing and compilation.
     """
 
     compiled: Any
+    text: str
+    program: program_lib.Program
     shapes: Shapes
     choices: list[attention.Choice]
     seconds: float
@@ -81,7 +85,8 @@ def compile_step(
         compiled = shapes.training.compile_step(
             mesh, shapes.state, shapes.frozen, {"video": video}, key, schedule
         )
-    return CompiledStep(compiled, shapes, choices, time.time() - start)
+    seconds, text = time.time() - start, compiled.as_text()
+    return CompiledStep(compiled, text, program_lib.read_program(text), shapes, choices, seconds)
 
 
 def describe_memory(step: CompiledStep) -> dict[str, Any]:
@@ -95,8 +100,7 @@ def describe_memory(step: CompiledStep) -> dict[str, Any]:
       A JSON-compatible dict.
     """
     analysis = step.compiled.memory_analysis()
-    program = program_lib.read_program(step.compiled.as_text())
-    used = collectives.read_collectives(program, step.shapes.mesh.size)
+    used = collectives.read_collectives(step.program, step.shapes.mesh.size)
     return {
         "xla_argument_bytes": analysis.argument_size_in_bytes,
         "xla_temporary_bytes": analysis.temp_size_in_bytes,
@@ -120,8 +124,7 @@ def describe_program(step: CompiledStep, device_name: str) -> dict[str, Any]:
     Returns:
       A JSON-compatible dict, with bytes per device and seconds.
     """
-    device, mesh = DEVICES[device_name], step.shapes.mesh
-    program = program_lib.read_program(step.compiled.as_text())
+    device, mesh, program = DEVICES[device_name], step.shapes.mesh, step.program
     link = device.link if mesh.size <= device.node else device.network
     found = costs.estimate_costs(program, device, mesh.size, link)
     seconds = {basis: sum(c.seconds for c in found if c.basis == basis) for basis in costs.BASES}

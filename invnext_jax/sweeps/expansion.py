@@ -9,7 +9,16 @@ from typing import Any
 
 from invnext_jax import field_checks
 from invnext_jax.errors import UserError
-from invnext_jax.field_checks import COUNT, MAX_NAME, NAME, NUMBER, OBJECT, TEXT, Fields
+from invnext_jax.field_checks import (
+    COUNT,
+    MAX_NAME,
+    NAME,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    Fields,
+    check_types,
+)
 from invnext_jax.sweeps import identity, setting_checks
 from invnext_jax.sweeps.arms import Arm, Column
 from invnext_jax.sweeps.job import Job, Resources
@@ -123,7 +132,7 @@ class ExpandedSweep:
         Raises:
           KeyError, TypeError, ValueError: the description is damaged.
         """
-        _check(tree, _SWEEP)
+        check_types(tree, _SWEEP)
         jobs: dict[str, PlannedJob] = {}
         for entry in tree["jobs"]:
             planned = _job_from_json(entry, tree["folder"], folder)
@@ -134,7 +143,7 @@ class ExpandedSweep:
         arms = tuple(_arm_from_json(arm, jobs) for arm in tree["arms"])
         columns = {title: Column(**column) for title, column in tree["columns"].items()}
         executor = tree.get("executor", "")  # not in folders of older versions
-        _check({"executor": executor}, {"executor": _LABEL})
+        check_types({"executor": executor}, {"executor": _LABEL})
         return cls(tree["source"], arms, columns, jobs, executor)
 
 
@@ -188,24 +197,17 @@ _JOB: Fields = {
 }
 
 
-def _check(found: Any, fields: Fields) -> None:
-    """Raises `TypeError` unless `found` is an object with all fields, which pass their checks."""
-    for name, (test, words) in fields.items():
-        if not isinstance(found, dict) or not test(found[name]):
-            raise TypeError(f"{name} is not {words}")
-
-
 def _arm_from_json(arm: Any, jobs: Mapping[str, PlannedJob]) -> PlannedArm:
-    _check(arm, _ARM)
+    check_types(arm, _ARM)
     if not jobs.keys() >= set(arm["jobs"].values()):
         raise ValueError(f"the arm {arm['name']!r} has jobs that are not listed")
     return PlannedArm(**arm)
 
 
 def _job_from_json(entry: Any, old: str, folder: Path) -> PlannedJob:
-    _check(entry, _JOB)
+    check_types(entry, _JOB)
     resources = entry["resources"]
-    _check(resources, dict.fromkeys(resources, NUMBER) | {"device": TEXT})
+    check_types(resources, dict.fromkeys(resources, NUMBER) | {"device": TEXT})
     fields = dict(entry)
     kind, total_steps = Kind(fields.pop("kind")), fields.pop("total_steps")
     fields |= {"folder": Path(fields["folder"]), **_paths(folder, fields["name"])}

@@ -26,7 +26,7 @@ from absl import logging
 
 from invnext_jax import atomic_file, file_lock, json_file, sanitize
 from invnext_jax.errors import UserError, summarize_error
-from invnext_jax.field_checks import COUNT, OBJECT, TEXT, Fields, optional
+from invnext_jax.field_checks import COUNT, OBJECT, TEXT, Fields, check_types, optional
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.job import Handle
 
@@ -90,9 +90,7 @@ def _parse_state(tree: Mapping[str, Any]) -> JobState:
       KeyError, TypeError, ValueError: a field or the status is unknown, or has a wrong type.
     """
     state = JobState(**{**tree, "status": Status(tree["status"])})
-    for name, (test, words) in _STATE.items():
-        if not test(getattr(state, name)):
-            raise TypeError(f"{name} is not {words}")
+    check_types(vars(state), _STATE)
     reason = sanitize.shorten(" ".join(state.reason.split()))  # tables repeat it in many cells
     return dataclasses.replace(state, reason=reason)
 

@@ -139,7 +139,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     own, column = Path(class_names.class_names_path(out)), f"label_{options.task}"
     files = sorted(out.parent.glob(f"*{class_names.CLASS_NAMES_SUFFIX}"))
     others = [os.fspath(file) for file in files if file.name != own.name]
-    by_column = {file: class_names.read_file_beside(file) for file in others}
+    by_column = {file: class_names.read_optional_file(file) for file in others}
     found = {file: ids.get("", ids.get(column, {})) for file, ids in by_column.items()}
     shared = {file: ids for file, ids in found.items() if not videos.classes.keys().isdisjoint(ids)}
     complete = {f: ids for f, ids in shared.items() if videos.classes.keys() <= ids.keys()}

@@ -54,5 +54,9 @@ def make_environment(
         for name, value in environment.items()
         if name in names or name.startswith(prefixes)
     }
-    folders = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    return {**_ALLOCATION, **allowed, **_FIXED, "PYTHONPATH": folders}
+    return {**_ALLOCATION, **allowed, **_FIXED, "PYTHONPATH": python_path()}
+
+
+def python_path() -> str:
+    """Returns the PYTHONPATH with which `python -P` imports the modules of this process."""
+    return os.pathsep.join(folder or os.getcwd() for folder in sys.path)

@@ -108,7 +108,7 @@ class BoxBaselines:
         dataset = inputs.dataset
         parts = [dataset.videos(split) for split in SPLITS]
         boxes = [
-            load_boxes([dataset.read_manifest(split)[row].path for row in part.index_b])
+            load_boxes(map(dataset.read_manifest(split).paths.__getitem__, part.index_b))
             for split, part in zip(SPLITS, parts, strict=True)
             if dataset.manifests[split]
         ]

@@ -121,7 +121,7 @@ def hash_files(config: Any) -> str:
         for split in ("train", "val")
         for name in manifest_lib.list_manifests(config[f"{split}_manifest"])
     ]
-    for path in map(Path, [*filter(None, named), *map(_file_beside, manifests)]):
+    for path in map(Path, [*filter(None, named), *map(_captions_path, manifests)]):
         if path.is_file():
             try:
                 with regular_file.open_binary(path, captions_lib.MAX_BYTES) as file:
@@ -132,7 +132,7 @@ def hash_files(config: Any) -> str:
     return digest.hexdigest()
 
 
-def _file_beside(manifest: str) -> str:
+def _captions_path(manifest: str) -> str:
     """Returns the path of the captions that belong to a manifest."""
     return manifest.removesuffix(".csv") + SUFFIX
 
@@ -158,9 +158,9 @@ def _find_captions(
 
 def _read_own_captions(manifest: Manifest, join: bool) -> Captions | None:
     """Returns the captions next to a manifest, or those of its world; None if there are none."""
-    beside = _file_beside(manifest.file)
-    if os.path.isfile(beside):
-        return captions_lib.read_captions(beside, manifest, join=join)
+    path = _captions_path(manifest.file)
+    if os.path.isfile(path):
+        return captions_lib.read_captions(path, manifest, join=join)
     if captions_lib.is_world_clip(manifest.paths[0]):
         return captions_lib.describe_world(manifest)
     return None

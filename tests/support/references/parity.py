@@ -113,8 +113,8 @@ class References:
     def save(self, model, folder, dtypes=("float32",), shard_bytes=None):
         """Writes the files of a `reference_models.Model` and returns the folder.
 
-        The weights are cast to each of `dtypes`. Live files are those that transformers writes
-        after it has read ours.
+        The weights are cast to each of `dtypes`. With `--live`, transformers reads these weights
+        and writes the files.
         """
         about = self.get(f"models/{model.key}", model.describe)
         tensors = model.draw(unfold_names(about["tensors"]))
