@@ -68,8 +68,8 @@ docs: $(PACKAGE)
 benchmark: $(PARITY)
 	$(RUN) -m benchmarks.step $(BENCHMARK_FLAGS)
 
-# Writes docs/performance-gpu.md. Needs a GPU and a Python with jax[cuda13], flax, optax, einops, numpy and
-# ml_collections: make gpu-check PYTHON=/path/to/python
+# Writes docs/performance-gpu.md in at most 8 minutes. Needs a GPU and a Python with jax[cuda13], flax, optax, einops,
+# numpy and ml_collections; with torch and transformers, it also measures PyTorch: make gpu-check PYTHON=/path/to/python
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check $(GPU_FLAGS)
 

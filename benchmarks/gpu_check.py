@@ -1,37 +1,34 @@
 """Checks and measurements that need a GPU: `make gpu-check`, or python -m benchmarks.gpu_check.
 
-It compares the attention kernels with the unfused attention, trains both stages at full size for a
-few steps, and measures clips per second, model FLOPs utilization and memory. It also checks that
-the compiled program calls cuDNN's attention. It writes docs/performance-gpu.md, prints a JSON
-object as its last line, and exits with status 1 if a check fails. The clips are random, so it needs
-only jax, flax, optax, einops, numpy and ml_collections.
+It compares the attention kernels with unfused attention, trains both stages at full size for a few
+steps with and without options, and runs the same step in PyTorch if it is installed. Each part runs
+in a process of its own: if it fails or takes too long, the results of the others remain. After each
+part it writes docs/performance-gpu.md. The last line of its output is a JSON object, and the exit
+status is 1 if a check fails. The clips are random, so it needs only jax, flax, optax, einops, numpy
+and ml_collections.
 """
 
 import argparse
-import functools
+import datetime
+import importlib.util
+import itertools
 import json
 import pathlib
-import statistics
+import subprocess
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from benchmarks import synthetic_step
-from invnext_jax.models import attention
-from invnext_jax.monitoring import throughput
+from benchmarks.gpu import page
 from invnext_jax.planning import devices
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "performance-gpu.md"
-# (queries, keys, head width, attention window on each side) of the encoder, the giant teacher, the
-# 1B encoder, and the predictor with global and local attention and in its last layer.
-SHAPES = (
-    *((1028, 1028, 64, None), (256, 256, 96, None), (1028, 1028, 88, None)),
-    *((4100, 4100, 64, None), (4100, 4100, 64, 64), (3276, 4100, 64, None)),
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance-gpu.md"
+PARTS = ("kernels", "steps", "pytorch", "options", "sizes")
+OPTIONS = (  # of the image teacher and the decoder, measured with Stage 1
+    {"quantize_frozen": "float8"},
+    {"quantize_frozen": "int8"},
+    {"decoder.dtype": "bfloat16"},
 )
-CUDNN = "__cudnn$fmha"
 
 
 def parse(arguments):
@@ -39,177 +36,158 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["base", "large"])
     parser.add_argument("--stages", nargs="+", default=["stage1", "stage2"])
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument(
-        "--batch", type=int, default=32, help="clips per device; halved until they fit"
+        "--clips", type=int, default=32, help="clips per device; halved until they fit"
     )
-    parser.add_argument("--remat", default="none", help="none, dots or full")
     parser.add_argument(
         "--side", type=int, default=8192, help="rows and columns of the matrix product"
     )
+    parser.add_argument("--minutes", type=float, default=8, help="time limit of all parts")
+    parser.add_argument("--part_minutes", type=float, default=3, help="time limit of each part")
+    parser.add_argument(
+        "--autotune", action="store_true", help="also compile the PyTorch step: max-autotune"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=PAGE)
+    parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
+def list_parts(flags):
+    """Yields the arguments of each process: the flag that selects it, then those of `run_part`."""
+    first, *others = flags.sizes
+    yield "kernels", {"kind": "kernels", "tiny": first == "tiny", "side": flags.side}
+    step = {"kind": "step", "clips": flags.clips, "steps": flags.steps}
+    for stage in flags.stages:
+        yield "steps", {**step, "stage": stage, "size": first}
+    for compiled in (False, True) if flags.autotune else (False,):
+        for stage, kernel in itertools.product(flags.stages, ("cudnn", "flash")):
+            pytorch = {"kind": "pytorch", "stage": stage, "size": first, "kernel": kernel}
+            yield "pytorch", {**pytorch, "steps": flags.steps, "compiled": compiled}
+    for overrides in OPTIONS if "stage1" in flags.stages else ():
+        yield "options", {**step, "stage": "stage1", "size": first, "overrides": overrides}
+    for size, stage in itertools.product(others, flags.stages):
+        yield "sizes", {**step, "stage": stage, "size": size}
+
+
+def run_part(part):
+    """Runs one part in this process and returns its row."""
+    part = dict(part)
+    kind = part.pop("kind")
+    if kind == "kernels":
+        from benchmarks.gpu import kernels
+
+        return kernels.check_kernels(**part)
+    if kind == "step":
+        from benchmarks.gpu import steps
+
+        return steps.measure_step(**part)
+    from benchmarks.gpu import pytorch
+
+    return pytorch.measure_pytorch(**part)
+
+
+def start_part(part, limit, left):
+    """Runs one part in a new process.
+
+    Args:
+      part: the arguments of `run_part`.
+      limit: seconds that a part may take.
+      left: seconds that are left for all parts.
+
+    Returns:
+      Its row, or a dict with a reason in "failed" or "skipped".
+    """
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--part", json.dumps(part)]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, check=False, timeout=min(limit, left)
+        )
+    except subprocess.TimeoutExpired:
+        if left < limit:
+            return {"skipped": "the time of all parts was over before it ended"}
+        return {"failed": f"it took longer than {limit:.0f} seconds"}
+    if done.returncode:
+        return {"failed": f"it ended with status {done.returncode}; its messages are above"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def add_part(result, part, *, limit, left):
+    """Runs one part and adds its row to the result."""
+    part, reason = complete_part(result, part)
+    if left < 1:
+        reason = "no time was left"
+    sent = {key: value for key, value in part.items() if key != "peer"}
+    row = {"skipped": reason} if reason else start_part(sent, limit, left)
+    print(f"{name_part(part)}: {row}", file=sys.stderr, flush=True)
+    add_row(result, part, row)
+
+
+def add_row(result, part, row):
+    """Adds the row of a part to the result."""
+    for key, sentences in (("failed", "wrong"), ("skipped", "skipped")):
+        if key in row:
+            result[sentences].append(f"{name_part(part)}: {row[key]}")
+            return
+    result["wrong"] += row.pop("wrong")
+    if part["kind"] == "kernels":
+        result.update(row)
+        device = devices.find_device(row["device"])
+        result["peak_tflops"] = device and device.peak / 1e12
+    elif part["kind"] == "step":
+        if product := result["matmul_tflops"]:
+            row["of_ceiling"] = round(row["tflops"] / product, 3)
+        result["steps"].append(row)
+    else:
+        row["ratio"] = round(row["seconds"] / part["peer"], 3)
+        result["pytorch"].append(row)
+
+
+def name_part(part):
+    """Returns the name of a part in messages."""
+    names = (str(part[key]) for key in ("kind", "stage", "size", "kernel") if key in part)
+    options = (f"{name}={value}" for name, value in part.get("overrides", {}).items())
+    return " ".join([*names, *options])
+
+
+def complete_part(result, part):
+    """Gives a PyTorch step the batch of the JAX step that it is compared with.
+
+    Returns:
+      The part, and the reason for which it cannot run, or "".
+    """
+    if part["kind"] != "pytorch":
+        return part, ""
+    if not importlib.util.find_spec("torch"):
+        return part, "PyTorch is not installed"
+    for row in result["steps"]:
+        if (row["stage"], row["size"], row["options"]) == (part["stage"], part["size"], ""):
+            clips = row["clips"] * result["devices"]
+            return {**part, "clips": clips, "peer": row["seconds"]}, ""
+    return part, "there is no JAX step to compare it with"
+
+
 def main(arguments=None):
-    """Runs all checks, writes the page, and exits with status 1 if a check failed."""
+    """Runs all parts, writes the page, and exits with status 1 if a check failed."""
     flags = parse(arguments)
-    wrong = []
-    kernels = [check_kernel(*shape) for shape in SHAPES]
-    on_gpu = jax.default_backend() == "gpu"
-    wrong += [f"kernel {row['shape']} is off by {row['error']}" for row in kernels if row["wrong"]]
-    if on_gpu:
-        wrong += [f"cuDNN is not used for {row['shape']}" for row in kernels if not row["cudnn"]]
-    ceiling = throughput.measure_matmul_flops(jax.devices()[0], "bfloat16", flags.side) / 1e12
-    log(f"matrix product: {ceiling:.1f} TFLOP/s")
-    rows = []
-    for size in flags.sizes:
-        for stage in flags.stages:
-            row = check_stage(stage, size, flags, ceiling)
-            log(str(row))
-            rows.append(row)
-            name = f"{stage} {size}"
-            if row.get("failed") or not np.isfinite(row["loss"]).all():
-                wrong.append(f"{name}: {row.get('failed') or 'the loss is not finite'}")
-            elif on_gpu and not row["cudnn_calls"] and size != "tiny":
-                wrong.append(f"{name}: its program does not call cuDNN attention")
+    if flags.part:
+        print(json.dumps(run_part(flags.part)))
+        return
     result = {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "jax": jax.__version__,
-        "matmul_tflops": round(ceiling, 1),
-        "peak_tflops": peak(),
-        "kernels": kernels,
-        "steps": rows,
-        "wrong": wrong,
+        **{"device": "unknown device", "devices": 1, "jax": "", "matmul_tflops": None},
+        **{"peak_tflops": None, "date": datetime.date.today().isoformat()},
+        **{"steps": [], "pytorch": [], "kernels": [], "wrong": [], "skipped": []},
     }
-    flags.out.write_text(page(result))
-    log(f"wrote {flags.out}")
+    deadline = time.monotonic() + 60 * flags.minutes
+    for name, part in list_parts(flags):
+        if name in flags.parts:
+            left = deadline - time.monotonic()
+            add_part(result, part, limit=60 * flags.part_minutes, left=left)
+            flags.out.write_text(page.format_page(result))
+    print(f"wrote {flags.out}", file=sys.stderr)
     print(json.dumps(result))
-    sys.exit(1 if wrong else 0)
-
-
-def check_kernel(n, m, width, window):
-    """Compares output and gradients in bfloat16 with those of unfused attention in float32."""
-    rng = np.random.default_rng(0)
-    arrays = [
-        jnp.asarray(rng.standard_normal((2, tokens, 4, width)), jnp.bfloat16)
-        for tokens in (n, m, m, n)
-    ]
-
-    def product(q, k, v, out):
-        y = attention.attend(q, k, v, window)
-        return jnp.vdot(y.astype(jnp.float32), out.astype(jnp.float32)), y
-
-    def run(arrays):
-        value_and_grad = jax.jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))
-        compiled = value_and_grad.lower(*arrays).compile()
-        (_, y), gradients = compiled(*arrays)
-        return [np.asarray(x, np.float32) for x in (y, *gradients)], CUDNN in compiled.as_text()
-
-    with attention.kernel("naive"), jax.default_matmul_precision("highest"):
-        expected, _ = run([x.astype(jnp.float32) for x in arrays])
-    with attention.kernel("auto"):
-        actual, cudnn = run(arrays)
-    errors = [
-        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(actual, expected, strict=True)
-    ]
-    row = {"shape": f"{n} queries, {m} keys, width {width}, window {window}", "cudnn": cudnn}
-    row |= {"error": round(max(errors), 5), "wrong": not max(errors) < 2e-2}
-    log(str(row))
-    return row
-
-
-def peak():
-    """Returns the peak dense bfloat16 TFLOP/s of this device, or None if unknown."""
-    device = devices.find_device(jax.devices()[0].device_kind)
-    return device and device.peak / 1e12
-
-
-def check_stage(stage, size, flags, ceiling):
-    """Trains a few steps, halving the batch size until it fits in memory."""
-    clips = flags.batch
-    while True:
-        try:
-            return run_stage(stage, size, clips, flags, ceiling)
-        except (jax.errors.JaxRuntimeError, ValueError) as error:
-            if clips > 1 and "RESOURCE_EXHAUSTED" in str(error):
-                log(f"{stage} {size}: {clips} clips per device do not fit")
-                clips //= 2
-                continue
-            return {"stage": stage, "size": size, "failed": str(error).splitlines()[0][:300]}
-
-
-def run_stage(stage, size, clips, flags, ceiling):
-    """Trains `flags.steps` steps and returns one row of the table."""
-    config = synthetic_step.CONFIGS[stage].get_config(size)
-    config.batch_size = clips * jax.device_count()
-    config.remat = flags.remat
-    step = synthetic_step.make_step(config)
-    losses, times = [], []
-    for _ in range(flags.steps):
-        start = time.perf_counter()
-        losses.append(step())
-        times.append(time.perf_counter() - start)
-    # The first step also loads the program.
-    seconds = statistics.median(times[1:] or times)
-    rate = step.flops / seconds / jax.device_count() / 1e12
-    memory = step.compiled.memory_analysis()
-    return {
-        "stage": stage,
-        "size": size,
-        "clips": clips,
-        "remat": flags.remat,
-        "seconds": round(seconds, 4),
-        "clips_per_second": round(config.batch_size / seconds, 1),
-        "tflops": float(f"{rate:.4g}"),
-        "of_peak": peak() and round(rate / peak(), 3),
-        "of_ceiling": round(rate / ceiling, 3),
-        "gib": round((memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30, 2),
-        "cudnn_calls": step.compiled.as_text().count(CUDNN),
-        "compile_seconds": round(step.compile_seconds, 1),
-        "loss": [round(losses[0], 4), round(losses[-1], 4)],
-    }
-
-
-def page(result):
-    """Formats docs/performance-gpu.md."""
-    columns = "stage size clips remat seconds clips_per_second tflops of_peak of_ceiling gib"
-    columns = [*columns.split(), "cudnn_calls", "compile_seconds", "loss"]
-    lines = [
-        "# Performance on a GPU",
-        "",
-        "Written by `make gpu-check`; [performance.md](performance.md) explains the columns.",
-        "",
-        f"{result['devices']} x {result['device']}, jax {result['jax']}. A large bfloat16 "
-        f"matrix product reaches {result['matmul_tflops']} TFLOP/s; the peak of the data sheet is "
-        f"{result['peak_tflops'] or 'unknown'}.",
-        "",
-        table(columns, result["steps"]),
-        "",
-        "Largest relative error of output and gradients of attention in bfloat16, compared with "
-        "float32 without a fused kernel:",
-        "",
-        table(["shape", "cudnn", "error", "wrong"], result["kernels"]),
-        "",
-        *([f"Failed: {sentence}" for sentence in result["wrong"]] or ["All checks passed."]),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def table(columns, rows):
-    """Formats dicts as a Markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [
-            str(row.get(name, row.get("failed", "") if name == "clips" else "")) for name in columns
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-log = functools.partial(print, file=sys.stderr, flush=True)
+    sys.exit(1 if result["wrong"] else 0)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from transformers.models.videomae.modeling_videomae import VideoMAELayer  # noqa
 
 from invnext_jax.objectives import reconstruction  # noqa: E402
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class Head(nn.Module):
     """MLP head: linear, GELU, linear, layer norm and optional L2 normalization."""
@@ -133,7 +135,7 @@ class Predictor(nn.Module):
         grid = self.mask.expand(b, keep.shape[1] + masked.shape[1], d).to(tokens.dtype)
         grid = grid.scatter(1, keep[..., None].expand(-1, -1, d), tokens[:, c:])
         x = self.project(torch.cat([tokens[:, :c], grid], 1) + self.position)
-        positions = torch.arange(x.shape[1])[None]
+        positions = torch.arange(x.shape[1], device=x.device)[None]
         for layer in self.layers:
             kind = layer.attention_type
             window = self.window if kind == "sliding_attention" else None
@@ -181,7 +183,7 @@ class Decoder(nn.Module):
 
     def forward(self, x, t, z):
         """Predicts noise and variance of noised patches [n p] at steps [n] from latents [n z]."""
-        frequencies = 10000.0 ** (-torch.arange(128) / 128)
+        frequencies = 10000.0 ** (-torch.arange(128, device=t.device) / 128)
         angles = t[:, None] * frequencies
         condition = self.time(torch.cat([angles.cos(), angles.sin()], -1)) + self.latent(z)
         x = self.input(x)
@@ -193,7 +195,8 @@ class Decoder(nn.Module):
 
     def loss(self, start, z):
         """Returns the squared error of the noise plus the variational bound of the variance."""
-        t, noise = torch.randint(0, 1000, (len(start),)), torch.randn_like(start)
+        t = torch.randint(0, 1000, (len(start),), device=start.device)
+        noise = torch.randn_like(start)
         at = {k[3:]: v[t][:, None] for k, v in self.named_buffers() if k.startswith("at_")}
         noised = at["signal"] * start + at["noise"] * noise
         predicted, share = self(noised, t, z).float().chunk(2, -1)
@@ -236,11 +239,11 @@ def cosine_loss(x, y):
     return (2 - 2 * (x * y).sum(-1)).mean()
 
 
-def sample_mask(batch, frames, patches, visible, scores=None):
+def sample_mask(scores, visible):
     """Samples indices of kept [b k] and masked [b m] tokens; each frame keeps the same number."""
-    if scores is None:
-        scores = torch.rand(batch, 1, patches).expand(batch, frames, patches)
-    order = scores.argsort(-1, descending=True) + patches * torch.arange(frames)[None, :, None]
+    frames, patches = scores.shape[1:]
+    offsets = patches * torch.arange(frames, device=scores.device)
+    order = scores.argsort(-1, descending=True) + offsets[None, :, None]
     keep, masked = order[..., :visible], order[..., visible:]
     return keep.flatten(1).sort(-1)[0], masked.flatten(1).sort(-1)[0]
 
@@ -277,7 +280,7 @@ class Stage(nn.Module):
 
     def loss(self, video):
         """Returns the loss of the stage for clips, uint8 [b t h w c]."""
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        mean, std = video.new_tensor(IMAGENET, dtype=torch.float32)
         video = (video.float() / 255 - mean) / std
         return (self._stage1 if self.config.stage == "stage1" else self._stage2)(video)
 
@@ -286,9 +289,9 @@ class Stage(nn.Module):
         b, frames = video.shape[:2]
         taps, pooled, scores = self._apply_teacher(video)
         n = scores.shape[-1]
-        scores = scores.view(b, frames, n).log() - torch.empty(b, frames, n).exponential_().log()
-        visible = n - int(self.config.mask.ratio * n)
-        keep, masked = sample_mask(b, frames, n, visible, scores)
+        scores = scores.view(b, frames, n)
+        scores = scores.log() - torch.empty_like(scores).exponential_().log()
+        keep, masked = sample_mask(scores, n - int(self.config.mask.ratio * n))
         patches = patchify(video, e.patch)
         tokens, streams = self.encoder(patches, keep, t.taps)
         position = gather_tokens(self.position.expand(b, -1, -1), keep)
@@ -306,7 +309,10 @@ class Stage(nn.Module):
             .transpose(-1, -2)
             .reshape(len(latents), -1)
         )
-        return loss + self.decoder.loss(start, latents)
+        # With decoder.dtype=float32, the JAX step does not round these products either.
+        rounded = self.config.decoder.dtype == "bfloat16"
+        with torch.autocast(video.device.type, enabled=rounded, dtype=torch.bfloat16):
+            return loss + self.decoder.loss(start, latents if rounded else latents.float())
 
     @torch.no_grad()
     def _apply_teacher(self, video):
@@ -331,8 +337,9 @@ class Stage(nn.Module):
             target = F.normalize(self.target(patches)[0][:, c:], dim=-1)
         loss, n = 0, (video.shape[2] // e.patch) ** 2
         for share in mask.visible:
-            visible = max(1, int(share * n))
-            keep, masked = sample_mask(len(video), video.shape[1], n, visible)
+            scores = torch.rand(len(video), 1, n, device=video.device)
+            scores = scores.expand(-1, video.shape[1], -1)
+            keep, masked = sample_mask(scores, max(1, int(share * n)))
             tokens, _ = self.encoder(patches, keep)
             latents = self.head(self.predictor(tokens, keep, masked))
             loss = loss + cosine_loss(latents, gather_tokens(target, masked))
@@ -340,12 +347,21 @@ class Stage(nn.Module):
 
 
 class PytorchStep:
-    """A training step in PyTorch. Each call trains one step on the same batch."""
+    """A training step in PyTorch. Each call trains one step on the same batch.
 
-    def __init__(self, config, video, *, dtype="float32", compiled=False):
-        self.model = Stage(config).train()
-        self.video, self.dtype = torch.from_numpy(video), getattr(torch, dtype)
-        self.loss = torch.compile(self.model.loss) if compiled else self.model.loss
+    Args:
+      config: config of the JAX step.
+      video: uint8 clips [b t h w c].
+      dtype: dtype of the matrix products.
+      compiled: whether to use `torch.compile`, with `mode`.
+      mode: mode of `torch.compile`, such as "max-autotune"; None for its default.
+      device: "cpu" or "cuda".
+    """
+
+    def __init__(self, config, video, *, dtype="float32", compiled=False, mode=None, device="cpu"):
+        self.model = Stage(config).train().to(device)
+        self.video, self.dtype = torch.from_numpy(video).to(device), getattr(torch, dtype)
+        self.loss = torch.compile(self.model.loss, mode=mode) if compiled else self.model.loss
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         o = config.optimizer
         self.tx = torch.optim.AdamW(
@@ -356,7 +372,8 @@ class PytorchStep:
     def __call__(self):
         """Trains one step and returns its loss."""
         self.tx.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        enabled = self.dtype != torch.float32
+        with torch.autocast(self.video.device.type, self.dtype, enabled=enabled):
             loss = self.loss(self.video)
         loss.backward()
         nn.utils.clip_grad_norm_(self.params, self.clip)
