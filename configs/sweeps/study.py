@@ -5,8 +5,8 @@
         --seeds=0,1,2
 
 Without a name, all arms are trained: `stages` (Stage 1 and Stage 2), `components` (of Stage 1),
-`extrapolation` (Stage 2 with another mask), `targets` (of Stage 2) and `masks`. Arms that need the
-same Stage 1 model share it.
+`extrapolation` (Stage 2 with another mask), `targets` (of Stage 2), `masks` and `teachers` (of
+Stage 1). Arms that need the same Stage 1 model share it.
 
 The variants "test" (the default) and "val" evaluate on this split of the world. Explore with "val",
 so that the reported values are those of videos that no choice depends on. "toy" trains for a few
@@ -53,6 +53,13 @@ COMPONENTS: dict[str, Overrides] = {  # of Stage 1, as in Table 1a
 # In the first half of the clips, as many patches are visible as otherwise in all frames: 4 x 26 and
 # 4 x 12 instead of 8 x 13 and 8 x 6.
 _FIRST_HALF = {"mask.max_temporal_keep": 0.5, "mask.visible": (0.74, 0.36)}
+# Images of half the side show the object as half a patch of the teacher.
+_WEAK_TEACHER = {"teacher.size": 24, "teacher.resample": True}
+TEACHERS: dict[str, Overrides] = {  # of Stage 1, as in Table 2
+    "images of 48 px": _PREDICTOR,
+    "images of 24 px": {**_PREDICTOR, **_WEAK_TEACHER},
+    "images of 24 px, alignment only": {**_WEAK_TEACHER, "loss.pixels": 0.0},
+}
 TARGETS: dict[str, Overrides] = {  # of Stage 2, as in Table 3
     "momentum target": {"target.kind": "momentum", "target.momentum": 0.998},
     "image target": {"target.kind": "image", **_TEACHER},
@@ -112,6 +119,15 @@ def sweep_masks(variant: str = "test") -> Iterator[Arm]:
         yield Arm(f"Stage 2, {kind}", steps, is_baseline=kind == "multi_block", group=group)
 
 
+def sweep_teachers(variant: str = "test") -> Iterator[Arm]:
+    """Stage 1 with a weaker image teacher, with and without the diffusion decoder, as in Table 2."""
+    for name, overrides in TEACHERS.items():
+        stage1 = _training("stage1", variant, {**_TEACHER, **overrides})
+        is_baseline = overrides is _PREDICTOR
+        steps = (stage1, _probes(variant, random=is_baseline))
+        yield Arm(name, steps, is_baseline=is_baseline, group="Teachers of Stage 1")
+
+
 def sweep(variant: str = "test") -> Iterator[Arm]:
     """All arms, the most important ones first."""
     yield from sweep_stages(variant)
@@ -119,6 +135,7 @@ def sweep(variant: str = "test") -> Iterator[Arm]:
     yield from sweep_extrapolation(variant)
     yield from sweep_targets(variant)
     yield from sweep_masks(variant)
+    yield from sweep_teachers(variant)
 
 
 def _stage1(variant: str, overrides: Overrides | None = None) -> Step:

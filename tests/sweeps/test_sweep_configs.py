@@ -114,4 +114,6 @@ def test_the_study_shares_stage_1_and_evaluates_one_split(variant, split, tmp_pa
     assert {job["stage1"] for job in jobs["Targets of Stage 2"]} == {first}
     assert len({job["stage1"] for job in jobs["Components of Stage 1"]} - {first}) == 4
     assert len({job["stage2"] for job in jobs["Targets of Stage 2"]}) == 6
+    assert jobs["Teachers of Stage 1"][0]["stage1"] == first
+    assert len({job["stage1"] for job in jobs["Teachers of Stage 1"]}) == 3
     assert jobs["Masks"][0] == jobs["Stages"][0] and jobs["Masks"][3] == jobs["Stages"][1]
