@@ -120,7 +120,7 @@ def sweep_masks(variant: str = "test") -> Iterator[Arm]:
 
 
 def sweep_teachers(variant: str = "test") -> Iterator[Arm]:
-    """Stage 1 with a weaker image teacher, with and without the diffusion decoder, as in Table 2."""
+    """Stage 1 with a weaker image teacher, with and without diffusion decoder, as in Table 2."""
     for name, overrides in TEACHERS.items():
         stage1 = _training("stage1", variant, {**_TEACHER, **overrides})
         is_baseline = overrides is _PREDICTOR
