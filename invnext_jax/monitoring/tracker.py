@@ -27,6 +27,9 @@ PACKAGES = ("wandb", "trackio")
 PROJECT = "invnext_jax"
 _MAX_PENDING = 1000  # records
 _CLOSE_SECONDS = 20.0
+# Files of the current folder that wandb reads without an option that prevents it. The first two
+# can name the server that gets the API key.
+_WANDB_FILES = ("wandb/settings", ".wandb/settings", "config-defaults.yaml")
 
 
 def parse_setting(setting: str) -> tuple[str, str]:
@@ -44,6 +47,17 @@ def parse_setting(setting: str) -> tuple[str, str]:
     return (package, project or PROJECT) if setting else ("", "")
 
 
+def _check_current_folder(package: str) -> None:
+    """Checks that the package reads no file of the current folder, which may be a stranger's."""
+    found = [name for name in _WANDB_FILES if package == "wandb" and os.path.lexists(name)]
+    if found:
+        raise UserError(
+            f"wandb would read the file {found[0]} of the current folder, which can name a server "
+            "that gets your API key: delete the file or start the run in another folder, and use "
+            "~/.config/wandb/settings or environment variables such as WANDB_BASE_URL instead"
+        )
+
+
 class Tracker:
     """Sends records to a tracker in a thread, in process 0 only.
 
@@ -54,7 +68,8 @@ class Tracker:
       workdir: the run's folder, whose name is that of the run.
 
     Raises:
-      UserError: the setting is invalid, or the package is not installed.
+      UserError: the setting is invalid, the package is not installed, or wandb would read a file
+          of the current folder.
     """
 
     def __init__(self, config: Any, workdir: str | pathlib.Path):
@@ -68,6 +83,7 @@ class Tracker:
                 f"config.log.tracker={config.log.tracker!r} needs the package {self._package}: "
                 f"pip install {self._package}"
             )
+        _check_current_folder(self._package)
         path = pathlib.Path(workdir).absolute()
         options = {
             "project": project,
@@ -104,6 +120,8 @@ class Tracker:
     def _run(self, options: dict[str, Any]) -> None:
         try:
             os.environ.setdefault("WANDB_CONSOLE", "off")  # leaves standard output as it is
+            # Git runs programs that the settings of a repository name.
+            os.environ.setdefault("WANDB_DISABLE_GIT", "true")
             module = importlib.import_module(self._package)
             known = inspect.signature(module.init).parameters  # trackio has no `dir` and `id`
             module.init(**{name: value for name, value in options.items() if name in known})

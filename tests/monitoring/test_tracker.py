@@ -1,5 +1,6 @@
 """Metrics are sent to a package with the interface of wandb, which cannot end or stall a run."""
 
+import os
 import sys
 import threading
 import time
@@ -45,6 +46,7 @@ def package(monkeypatch):
     package = FakePackage()
     monkeypatch.setitem(sys.modules, "wandb", package)
     monkeypatch.setenv("WANDB_CONSOLE", "off")
+    monkeypatch.setenv("WANDB_DISABLE_GIT", "true")
     return package
 
 
@@ -122,6 +124,24 @@ def test_a_missing_package_is_an_error(make, monkeypatch):
     monkeypatch.setattr(tracker.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="needs the package trackio: pip install trackio"):
         make("trackio")
+
+
+@pytest.mark.parametrize("name", ["wandb/settings", ".wandb/settings", "config-defaults.yaml"])
+def test_wandb_reads_no_file_of_the_current_folder(package, make, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("[default]\nbase_url = http://127.0.0.1:1\n")
+    with pytest.raises(UserError, match=f"wandb would read the file {name} of the current"):
+        make()
+    assert not package.started
+
+
+def test_wandb_starts_no_git(package, make, monkeypatch):
+    monkeypatch.delenv("WANDB_DISABLE_GIT")
+    seen = []
+    monkeypatch.setattr(package, "init", lambda: seen.append(os.environ["WANDB_DISABLE_GIT"]))
+    make().close()
+    assert seen == ["true"]
 
 
 def test_an_unknown_package_is_an_error(toy_config):
