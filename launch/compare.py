@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation.pages import comparison
 
 _OUT = flags.DEFINE_string("out", "comparison.html", "The HTML file to write.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Writes the page and prints its path."""
+    from invnext_jax.evaluation.pages import comparison
+
     out = comparison.write_comparison(argv[1:], _OUT.value)
     print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in any browser.")
 

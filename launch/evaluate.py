@@ -15,9 +15,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation import evaluate, tables
-from invnext_jax.multihost import distributed
-from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/eval/tasks/linear_probe.py:tiny."
@@ -37,6 +34,10 @@ flags.mark_flag_as_required("config")
 def main(argv: Sequence[str]) -> None:
     """Evaluates the checkpoint and prints the tables."""
     del argv
+    from invnext_jax.evaluation import evaluate, tables
+    from invnext_jax.multihost import distributed
+    from invnext_jax.training import compilation
+
     distributed.initialize(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     compilation.enable_cache()
     config = _CONFIG.value

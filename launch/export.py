@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation import exporter
-from invnext_jax.training import compilation
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Workdir of a run, or an earlier export.", required=True
@@ -40,6 +38,9 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file or 
 def main(argv: Sequence[str]) -> None:
     """Exports the weights and prints what was written."""
     del argv
+    from invnext_jax.evaluation import exporter
+    from invnext_jax.training import compilation
+
     compilation.enable_cache()
     export_format = exporter.ExportFormat(_FORMAT.value, _DTYPE.value)
     message = exporter.export_run(

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.weights import import_weights
 
 _KIND = flags.DEFINE_string(
-    "kind", None, f"One of {', '.join(import_weights.KINDS)}.", required=True
+    "kind", None, "One of siglip2, clip, dinov2, modernbert, internvideo_next.", required=True
 )
 _SOURCE = flags.DEFINE_string("source", None, "Folder or .safetensors file.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.", required=True)
@@ -28,6 +27,8 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 def main(argv: Sequence[str]) -> None:
     """Imports the weights and prints how to use them."""
     del argv
+    from invnext_jax.weights import import_weights
+
     message = import_weights.import_weights(
         _KIND.value,
         _SOURCE.value,

@@ -12,8 +12,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors
-from invnext_jax.multihost import distributed
-from invnext_jax.training import compilation, host_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/stage1.py:tiny."
@@ -30,11 +28,14 @@ flags.mark_flag_as_required("config")
 def main(argv: Sequence[str]) -> None:
     """Trains a stage."""
     del argv
+    # Imported here, so that --help and errors of flags are fast, as in all commands.
+    from invnext_jax import train
+    from invnext_jax.multihost import distributed
+    from invnext_jax.training import compilation, host_memory
+
     host_memory.keep_freed_memory()
     distributed.initialize(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     compilation.enable_cache()
-    from invnext_jax import train  # takes a second, so it is imported after --help and the flags
-
     train.train(_CONFIG.value, _WORKDIR.value, errors.list_overrides())
 
 

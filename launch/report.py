@@ -11,11 +11,6 @@ from pathlib import Path
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation import tables
-from invnext_jax.evaluation.pages import report
-from invnext_jax.sweeps.report import sweep_page
-from invnext_jax.sweeps.sweep_folder import SweepFolder
-from invnext_jax.training import compilation
 
 _OUT = flags.DEFINE_string("out", "report.html", "The HTML file to write.")
 _CLIPS = flags.DEFINE_integer("clips", 3, "Number of clips to show. 0: none.", lower_bound=0)
@@ -23,6 +18,12 @@ _CLIPS = flags.DEFINE_integer("clips", 3, "Number of clips to show. 0: none.", l
 
 def main(argv: Sequence[str]) -> None:
     """Writes the page and prints its tables and path."""
+    from invnext_jax.evaluation import tables
+    from invnext_jax.evaluation.pages import report
+    from invnext_jax.sweeps.report import sweep_page
+    from invnext_jax.sweeps.sweep_folder import SweepFolder
+    from invnext_jax.training import compilation
+
     compilation.enable_cache()
     sweeps = [folder for folder in map(SweepFolder, argv[1:]) if folder.exists()]
     folders = [name for name in argv[1:] if not SweepFolder(name).exists()]

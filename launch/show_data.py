@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from invnext_jax import errors, init_source
-from invnext_jax.evaluation.pages import data_page
-from invnext_jax.training import compilation
+from invnext_jax import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/stage1.py:tiny."
@@ -25,6 +23,10 @@ flags.mark_flag_as_required("config")
 def main(argv: Sequence[str]) -> None:
     """Writes the page and prints its path."""
     del argv
+    from invnext_jax import init_source
+    from invnext_jax.evaluation.pages import data_page
+    from invnext_jax.training import compilation
+
     compilation.enable_cache()
     config = init_source.copy_sizes(_CONFIG.value, errors.list_overrides())
     out = data_page.write_page(config, _OUT.value, _CLIPS.value)

@@ -12,8 +12,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors
-from invnext_jax.synthetic_world import train_teacher
-from invnext_jax.training import compilation, host_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/teacher.py:tiny."
@@ -25,6 +23,9 @@ flags.mark_flag_as_required("config")
 def main(argv: Sequence[str]) -> None:
     """Trains the teacher and prints its metrics on held-out clips."""
     del argv
+    from invnext_jax.synthetic_world import train_teacher
+    from invnext_jax.training import compilation, host_memory
+
     host_memory.keep_freed_memory()
     compilation.enable_cache()
     metrics = train_teacher.train(_CONFIG.value, _WORKDIR.value)

@@ -11,11 +11,9 @@ all arms. Only this machine can open it. From another one: ssh -L 8008:127.0.0.1
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.watching import watch
 
 _PORT = flags.DEFINE_integer("port", 8008, "The port on 127.0.0.1. 0: a free one.")
 _CLIPS = flags.DEFINE_integer(
@@ -33,6 +31,10 @@ def main(argv: Sequence[str]) -> None:
             "the folder is missing: give the workdir of a run or the folder of a sweep"
         )
     errors.check_local_path("the folder", argv[1])
+    import jax
+
+    from invnext_jax.watching import watch
+
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the run
     server = watch.open_server(Path(argv[1]), _PORT.value, _CLIPS.value)
     print(f"{argv[1]} is shown on {server.url} (Ctrl-C ends this)", flush=True)

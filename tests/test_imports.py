@@ -45,6 +45,7 @@ ARROWS = {
     "planning.plan": {"stages", "training", "config_checks"},
     "planning.compiled_step": {"models", "training"},
     "planning.fitting": {"training"},
+    "planning.command_line": {"training", "config_checks", "init_source", "data"},
     "synthetic_world": {"monitoring"},
     "synthetic_world.teacher_evaluation": {"models"},
     "synthetic_world.train_teacher": {"loop", "models", "objectives", "training", "monitoring"}

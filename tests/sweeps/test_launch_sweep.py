@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import dataclasses, json, sys
 from absl import flags
-from launch import sweep
+from invnext_jax.sweeps import command_line
+from launch import sweep  # defines the flags
 
 flags.FLAGS(sys.argv)
-sweep.SlurmExecutor = lambda options, max_jobs: (options, max_jobs)
-options, max_jobs = sweep._make_executor()
-request = dataclasses.asdict(sweep._read_request())
+command_line.SlurmExecutor = lambda options, max_jobs: (options, max_jobs)
+options, max_jobs = command_line._make_executor()
+request = dataclasses.asdict(command_line._read_request())
 print(json.dumps([request, dataclasses.asdict(options), max_jobs]))
 """
 
