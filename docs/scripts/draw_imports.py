@@ -20,6 +20,7 @@ DRAWING = ROOT / "docs/images/imports.svg"
 
 # Files with a separate box, because they import from layers above the one of their folder.
 SEPARATE = (
+    "planning.command_line",
     "planning.compiled_step",
     "planning.fitting",
     "planning.memory",
