@@ -76,14 +76,14 @@ def resize_table(
       grid: frames, rows and columns of the table.
       new_grid: frames, rows and columns of the result.
       class_tokens: number of leading rows that belong to class tokens.
-      antialias: whether to resize rows and columns with `antialiased_cubic_resize_matrix`.
+      antialias: whether to resize rows and columns with antialiasing.
     """
     if grid == new_grid:
         return table_nd
     t, y, x = grid
-    cubic = antialiased_cubic_resize_matrix if antialias else cubic_resize_matrix
-    weights = [linear_resize_matrix(t, new_grid[0])]
-    weights += [cubic(old, new) for old, new in zip(grid[1:], new_grid[1:], strict=True)]
+    weights = [resize_matrix(t, new_grid[0], "linear")]
+    for old, new in zip(grid[1:], new_grid[1:], strict=True):
+        weights.append(resize_matrix(old, new, "cubic-pytorch", antialias=antialias))
     table_tyxd = rearrange(table_nd[class_tokens:], "(t y x) d -> t y x d", t=t, y=y, x=x)
     highest = jax.lax.Precision.HIGHEST
     table_tyxd = jnp.einsum("Tt,Yy,Xx,tyxd->TYXd", *weights, table_tyxd, precision=highest)
@@ -91,50 +91,17 @@ def resize_table(
     return jnp.concatenate([table_nd[:class_tokens], grid_nd])
 
 
-def linear_resize_matrix(old: int, new: int) -> np.ndarray:
-    """Returns the matrix [new, old] of linear interpolation between pixel centers."""
-    center = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0.0)
-    low = np.minimum(center.astype(int), old - 1)
-    high = np.minimum(low + 1, old - 1)
-    weights = np.zeros((new, old))
-    np.add.at(weights, (np.arange(new), low), 1 - (center - low))
-    np.add.at(weights, (np.arange(new), high), center - low)
-    return weights.astype(np.float32)
+def resize_matrix(old: int, new: int, method: str, *, antialias: bool = False) -> jax.Array:
+    """Returns the matrix [new, old] with which `jax.image.resize` multiplies an axis.
 
-
-def cubic_resize_matrix(old: int, new: int) -> np.ndarray:
-    """Returns the matrix [new, old] of cubic interpolation (a = -0.75) without antialiasing.
-
-    The published image teachers resize their position tables this way.
+    Args:
+      old: size of the axis.
+      new: size of the resized axis.
+      method: method of `jax.image.resize`. "linear" and "cubic-pytorch" are PyTorch's bilinear and
+        bicubic interpolation, which the published models use.
+      antialias: whether to widen the kernel if the size shrinks.
     """
-    if old == new:
-        return np.eye(new, dtype=np.float32)
-    center = (np.arange(new) + 0.5) * old / new - 0.5
-    base = np.floor(center).astype(int)
-    weights = np.zeros((new, old))
-    for offset in range(-1, 3):
-        source = np.clip(base + offset, 0, old - 1)
-        np.add.at(weights, (np.arange(new), source), _cubic_kernel(np.abs(center - base - offset)))
-    return weights.astype(np.float32)
-
-
-def antialiased_cubic_resize_matrix(old: int, new: int) -> np.ndarray:
-    """Returns the matrix [new, old] of cubic interpolation (a = -0.5) with antialiasing.
-
-    The kernel is widened when the size shrinks. The weights of each row are scaled to sum to 1.
-    """
-    scale = max(old / new, 1.0)
-    center = (np.arange(new)[:, None] + 0.5) * old / new
-    distance = np.abs(np.arange(old)[None] + 0.5 - center) / scale
-    weights = np.where(distance < 2, _cubic_kernel(distance, -0.5), 0.0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def _cubic_kernel(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Returns Keys' cubic convolution kernel at the given distances, from 0 to 2."""
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = a * (((distance - 5) * distance + 8) * distance - 4)
-    return np.where(distance <= 1, near, far)
+    return jax.image.resize(jnp.eye(old), (new, old), method, antialias=antialias)
 
 
 def apply_rotary(x_bnhe: jax.Array, theta: float) -> jax.Array:

@@ -27,7 +27,7 @@ from invnext_jax.models.patches import (
     crop_to_patches,
     patchify,
 )
-from invnext_jax.models.positions import cubic_resize_matrix, linear_resize_matrix, resize_table
+from invnext_jax.models.positions import resize_matrix, resize_table
 from invnext_jax.models.scan import scan_blocks, select_tap_layers
 from invnext_jax.models.sharding import IMAGE_AXES, with_logical_axes
 from invnext_jax.models.vit import VisionAttention, VisionBlock
@@ -75,14 +75,14 @@ def preprocess(video_bthwc: jax.Array, size: int | None, kind: str) -> jax.Array
     images_bhwc = rearrange(video_bthwc, "b t h w c -> (b t) h w c")
     if size is not None and images_bhwc.shape[1:3] != (size, size):
         for axis in (1, 2):
-            weights = cubic_resize_matrix(images_bhwc.shape[axis], size)
+            weights = resize_matrix(images_bhwc.shape[axis], size, "cubic-pytorch")
             images_bhwc = _resize_axis(images_bhwc, weights, axis)
     return (images_bhwc * std + mean - teacher_mean) / teacher_std
 
 
 def resample_features(features: TeacherOutput, old: int, new: int) -> TeacherOutput:
     """Resizes taps and attention linearly from `old` x `old` to `new` x `new` patches."""
-    weights = linear_resize_matrix(old, new)
+    weights = resize_matrix(old, new, "linear")
 
     def resize(x_bsd):
         grid_byxd = rearrange(x_bsd, "... (y x) d -> ... y x d", y=old)
@@ -96,7 +96,7 @@ def resample_features(features: TeacherOutput, old: int, new: int) -> TeacherOut
     return TeacherOutput(taps_lbnd, features.pooled_bd, attention_bn)
 
 
-def _resize_axis(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
+def _resize_axis(x: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
     """Multiplies an axis by a matrix [new old], in float32."""
     # If XLA fuses the transpose into the product, compilation for a GPU fails, because its Triton
     # kernels have no tile for float32 images (H100, jax 0.10.2). The barrier keeps them separate.

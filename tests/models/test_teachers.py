@@ -12,7 +12,7 @@ import pytest
 from configs import stage1 as stage1_config
 from invnext_jax.errors import UserError
 from invnext_jax.models import scan, teachers
-from invnext_jax.models.positions import antialiased_cubic_resize_matrix, cubic_resize_matrix
+from invnext_jax.models.positions import resize_matrix
 
 KINDS = {
     "siglip2": {},
@@ -101,15 +101,24 @@ def test_unknown_kind_is_an_error():
         teachers.from_config(config)
 
 
-@pytest.mark.parametrize(("old", "new"), [(16, 7), (7, 16), (37, 16)])
-def test_antialiased_resize_keeps_constants_and_averages_when_shrinking(old, new):
-    weights = antialiased_cubic_resize_matrix(old, new)
-    np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
-    stripes = (-1.0) ** np.arange(old)
-    if new < old:
-        assert (
-            np.abs(weights @ stripes).max() < np.abs(cubic_resize_matrix(old, new) @ stripes).max()
-        )
+@pytest.mark.parametrize(("old", "new"), [(16, 7), (7, 16), (37, 16), (5, 6)])
+def test_cubic_weights_are_those_of_the_kernel(old, new):
+    def kernel(distance, a):  # Keys, "Cubic convolution interpolation", 1981
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+
+    center = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    padded = np.arange(-2, old + 2)  # PyTorch repeats the values at the borders
+    weights = kernel(np.abs(padded - center), -0.75)
+    expected = weights[:, 2:-2].copy()
+    expected[:, 0] += weights[:, :2].sum(1)
+    expected[:, -1] += weights[:, -2:].sum(1)
+    np.testing.assert_allclose(resize_matrix(old, new, "cubic-pytorch"), expected, atol=5e-6)
+    weights = kernel(np.abs(np.arange(old) - center) / max(old / new, 1), -0.5)
+    weights /= weights.sum(axis=1, keepdims=True)
+    antialiased = resize_matrix(old, new, "cubic-pytorch", antialias=True)
+    np.testing.assert_allclose(antialiased, weights, atol=5e-6)
 
 
 def test_resampling_interpolates_between_patch_centres():
