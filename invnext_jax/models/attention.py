@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from invnext_jax.errors import UserError
 from invnext_jax.models import blockwise_attention, fused_attention
 from invnext_jax.models.fused_attention import warn_once
+from invnext_jax.models.positions import apply_rotary
 from invnext_jax.models.sharding import target_platform
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # values of `config.attention`
@@ -77,6 +78,7 @@ def attend(
     v_bmhe: jax.Array,
     window: int | None = None,
     *,
+    theta: float | None = None,
     causal: bool = False,
 ) -> jax.Array:
     """Computes softmax(q k^T / sqrt(e)) v with the softmax in float32.
@@ -93,6 +95,8 @@ def attend(
       k_bmhe: keys.
       v_bmhe: values.
       window: largest distance between a query and the keys it attends to; None for all keys.
+      theta: base of the wavelengths of rotary positions, which are applied to the queries and keys;
+        None for no rotation, as with causal attention.
       causal: whether a query attends only to keys at its own and earlier positions. All logits are
         then computed at once, which is suitable for the short sequences of text models.
 
@@ -110,10 +114,12 @@ def attend(
             f"attention: the fused kernel {_fused_kernel()!r} is not used for some layers, because "
             f"{reason}; plain XLA computes them"
         )
+    if name == "splash":
+        return _splash_attention(q_bnhe, k_bmhe, v_bmhe, window, theta)
+    if theta is not None:
+        q_bnhe, k_bmhe = apply_rotary(q_bnhe, theta), apply_rotary(k_bmhe, theta)
     if name == "cudnn":
         return _cudnn_attention(q_bnhe, k_bmhe, v_bmhe, window)
-    if name == "splash":
-        return _splash_attention(q_bnhe, k_bmhe, v_bmhe, window)
     if kernel.value == "naive":
         return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window)
     return _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, recompute=kernel.value == "blockwise")
@@ -203,31 +209,37 @@ def _cudnn_attention(q_bnhe, k_bmhe, v_bmhe, window):
     return _shard_over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=window is None)
 
 
-def _splash_attention(q_bnhe, k_bmhe, v_bmhe, window):
+def _splash_attention(q_bnhe, k_bmhe, v_bmhe, window, theta):
     _, n, heads, e = q_bnhe.shape
     mesh, tokens = jax.sharding.get_abstract_mesh(), _mesh_axes(_TOKEN_AXES)
     shards = mesh.shape[tokens[0]] if tokens else 1
-    (q, k, v), segments = fused_attention.pad_for_splash(q_bnhe, k_bmhe, v_bmhe, window, shards)
+    (q_bhen, k_bhem, v_bhem), segments = fused_attention.prepare_for_splash(
+        q_bnhe, k_bmhe, v_bmhe, window, theta, shards
+    )
     if split := _mesh_axes(_HEAD_AXES, heads):
         heads //= mesh.shape[split[0]]
-    lengths = (q.shape[1], k.shape[1])
+    lengths = (q_bhen.shape[3], k_bhem.shape[3])
     interpret = target_platform() != "tpu"
     splash_kernel = fused_attention.make_splash_kernel(
         lengths, heads, window, shards, interpret=interpret
     )
-    q_spec, kv_spec = _query_and_key_specs(q, split_tokens=True)
-    if _is_replicated(q_spec):
-        return fused_attention.run_splash(splash_kernel, q, k, v, segments)[:, :n, :, :e]
-    kernel_tokens = None if window is None else tokens
-    kernel_spec = splash_kernel.manual_sharding_spec(NamedSharding(mesh, P(None, kernel_tokens)))
-    segments_spec = None if segments is None else type(segments)(q=P(tokens), kv=P())
-    y = jax.shard_map(
-        fused_attention.run_splash,
-        in_specs=(kernel_spec, q_spec, kv_spec, kv_spec, segments_spec),
-        out_specs=q_spec,
-        check_vma=False,
-    )(splash_kernel, q, k, v, segments)
-    return y[:, :n, :, :e]
+    run = fused_attention.run_splash
+    clips, split = _mesh_axes(_BATCH_AXES, q_bnhe.shape[0]), _mesh_axes(_HEAD_AXES, q_bnhe.shape[2])
+    if clips or split or tokens:
+        kernel_tokens = None if window is None else tokens
+        kernel_spec = splash_kernel.manual_sharding_spec(
+            NamedSharding(mesh, P(None, kernel_tokens))
+        )
+        segments_spec = None if segments is None else type(segments)(q=P(tokens), kv=P())
+        kv_spec = P(clips, split, None, None)
+        run = jax.shard_map(
+            run,
+            in_specs=(kernel_spec, P(clips, split, None, tokens), kv_spec, kv_spec, segments_spec),
+            out_specs=P(clips, split, tokens, None),
+            check_vma=False,
+        )
+    y_bhne = run(splash_kernel, q_bhen, k_bhem, v_bhem, segments)
+    return y_bhne[:, :, :n, :e].transpose(0, 2, 1, 3)
 
 
 def _shard_over_mesh(

@@ -13,9 +13,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from invnext_jax.models import blockwise_attention
+from invnext_jax.models.positions import apply_rotary
 from invnext_jax.models.sharding import target_platform
 
 NUM_LANES = 128  # width of a TPU's vector registers
+MAX_BLOCK = 768  # largest number of queries or keys of a tile
 MAX_HEAD_WIDTH = 128  # widest head that cuDNN supports on every GPU generation
 
 
@@ -83,7 +85,7 @@ def make_splash_kernel(
     """Returns the attention kernel for padded sequences with queries split over `shards` devices.
 
     Args:
-      lengths: padded numbers of queries and keys, as in the output of `pad_for_splash`.
+      lengths: padded numbers of queries and keys, as in the output of `prepare_for_splash`.
       heads: number of heads on one device.
       window: largest distance between a query and the keys it attends to; None for all keys.
       shards: number of devices that the queries are split over; each device has all keys.
@@ -100,7 +102,8 @@ def make_splash_kernel(
     return splash.make_splash_mha(
         splash_mask.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(
-            **{f"block_{name}": blocks[axis] for axis in names for name in names[axis]}
+            **{f"block_{name}": blocks[axis] for axis in names for name in names[axis]},
+            **{f"{x}_layout": splash.QKVLayout.SEQ_MINOR for x in "qkv"},
         ),
         head_shards=1,
         q_seq_shards=shards,
@@ -110,53 +113,68 @@ def make_splash_kernel(
 
 def splash_block_size(n: int, window: int | None) -> int:
     """Returns the tile size: the largest that divides `n`, or the smallest for local attention."""
-    sizes = (512, 256, NUM_LANES) if window is None else (NUM_LANES,)
+    sizes = range(MAX_BLOCK, 0, -NUM_LANES) if window is None else (NUM_LANES,)
     return next(size for size in sizes if n % size == 0)
 
 
 def splash_padded_length(n: int, window: int | None, shards: int) -> int:
-    """Returns the padded length for the largest tiles whose padding adds at most 1/16."""
-    least = -(-n // (NUM_LANES * shards)) * NUM_LANES * shards
+    """Returns the shortest padded length with tiles of at least 512.
+
+    If padding by at most 1/16 does not reach such tiles, it is the length with the largest tiles.
+    """
+    step = NUM_LANES * shards
+    least = -(-n // step) * step
     if window is not None:
         return least
-    lengths = [-(-n // (size * shards)) * size * shards for size in (512, 256)]
-    return next((length for length in lengths if length <= least * 17 / 16), least)
+    lengths = range(least, least * 17 // 16 + 1, step)
+    return max(lengths, key=lambda length: min(splash_block_size(length // shards, None), 512))
 
 
 def run_splash(
     kernel: splash.SplashAttentionKernel,
+    q_bhen: jax.Array,
+    k_bhem: jax.Array,
+    v_bhem: jax.Array,
+    segments: splash.SegmentIds | None,
+) -> jax.Array:
+    """Runs the kernel on the arrays that `prepare_for_splash` returns; returns [b h n e]."""
+    # The kernel exchanges the last two axes again, so that nothing is moved.
+    q, k, v = (x.swapaxes(2, 3) for x in (q_bhen, k_bhem, v_bhem))
+    return jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
+
+
+def prepare_for_splash(
     q_bnhe: jax.Array,
     k_bmhe: jax.Array,
     v_bmhe: jax.Array,
-    segments: splash.SegmentIds | None,
-) -> jax.Array:
-    """Runs the kernel on the arrays that `pad_for_splash` returns."""
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_bnhe, k_bmhe, v_bmhe))
-    y = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
-    return y.transpose(0, 2, 1, 3)
-
-
-def pad_for_splash(
-    q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array, window: int | None, shards: int
+    window: int | None,
+    theta: float | None,
+    shards: int,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], splash.SegmentIds | None]:
-    """Scales the queries and pads the numbers of queries and keys and the head width.
+    """Moves the tokens to the last axis, rotates and scales the queries, and pads all axes.
+
+    The tokens are the last axis because the last axis of a TPU's arrays is padded to 128, which
+    would double the size of heads with a width of 64.
 
     Returns:
-      The queries, keys and values, and the segment ids that separate keys from padding (None if
-      the keys are not padded). In global attention, queries that are padding attend to the keys. In
-      local attention, they attend to padding. In both cases, no row of the softmax is empty.
+      The queries [b h e n], keys and values [b h e m], and the segment ids that separate keys from
+      padding (None if the keys are not padded). In global attention, queries that are padding
+      attend to the keys. In local attention, they attend to padding. In both cases, no row of the
+      softmax is empty.
     """
     n, m, e = q_bnhe.shape[1], k_bmhe.shape[1], q_bnhe.shape[3]
     queries = splash_padded_length(n, window, shards)
     keys = queries if n == m else splash_padded_length(m, window, 1)
     width = e if e == NUM_LANES // 2 else -(-e // NUM_LANES) * NUM_LANES
-    q_bnhe = (q_bnhe.astype(jnp.float32) * e**-0.5).astype(q_bnhe.dtype)
+    q_bhen, k_bhem, v_bhem = (x.transpose(0, 2, 3, 1) for x in (q_bnhe, k_bmhe, v_bmhe))
+    if theta is not None:
+        q_bhen, k_bhem = (apply_rotary(x, theta, tokens=3, channels=2) for x in (q_bhen, k_bhem))
+    q_bhen = (q_bhen.astype(jnp.float32) * e**-0.5).astype(q_bhen.dtype)
 
-    def pad(x_bnhe, length):
-        spare = length - x_bnhe.shape[1]
-        return jnp.pad(x_bnhe, ((0, 0), (0, spare), (0, 0), (0, width - e)))
+    def pad(x, length):
+        return jnp.pad(x, ((0, 0), (0, 0), (0, width - e), (0, length - x.shape[3])))
 
-    padded = (pad(q_bnhe, queries), pad(k_bmhe, keys), pad(v_bmhe, keys))
+    padded = (pad(q_bhen, queries), pad(k_bhem, keys), pad(v_bhem, keys))
     if keys == m:
         return padded, None
     key_segments = jnp.asarray(np.arange(keys) >= m, jnp.int32)

@@ -104,21 +104,25 @@ def resize_matrix(old: int, new: int, method: str, *, antialias: bool = False) -
     return jax.image.resize(jnp.eye(old), (new, old), method, antialias=antialias)
 
 
-def apply_rotary(x_bnhe: jax.Array, theta: float) -> jax.Array:
+def apply_rotary(x: jax.Array, theta: float, *, tokens: int = 1, channels: int = 3) -> jax.Array:
     """Rotates channel pairs (i, i + e/2) by the token's position times theta^(-2i/e).
 
     Args:
-      x_bnhe: queries or keys; the rotation is computed in float32.
+      x: queries or keys with four axes; the rotation is computed in float32.
       theta: base of the wavelengths.
+      tokens: the axis of the tokens.
+      channels: the axis of the head width e.
     """
-    n, e = x_bnhe.shape[1], x_bnhe.shape[3]
+    n, e = x.shape[tokens], x.shape[channels]
     frequencies = theta ** (-np.arange(0, e, 2) / e)
     angles = np.arange(n)[:, None] * frequencies[None]
-    cos = jnp.asarray(np.cos(angles), jnp.float32)[None, :, None, :]
-    sin = jnp.asarray(np.sin(angles), jnp.float32)[None, :, None, :]
-    low, high = jnp.split(x_bnhe.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
-    return rotated.astype(x_bnhe.dtype)
+    if channels < tokens:
+        angles = angles.T
+    angles = np.expand_dims(angles, tuple({0, 1, 2, 3} - {tokens, channels}))
+    cos, sin = jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=channels)
+    rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=channels)
+    return rotated.astype(x.dtype)
 
 
 def apply_axial_rotary(x_bnhe: jax.Array, grid: Grid) -> jax.Array:

@@ -70,13 +70,12 @@ class ModernBertLayer(nn.Module):
         qkv = dense((3, d), ("embed", None, "heads"), name="qkv", **linear)(h_bnd)
         split = (b, n, self.heads, d // self.heads)
         q_bnhe, k_bnhe, v_bnhe = (part.reshape(split) for part in unstack(qkv))
-        q_bnhe, k_bnhe = apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta)
         if output_bm is not None and half_window is None:
+            q_bnhe, k_bnhe, theta = apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta), None
             q_bnd, x_bnd = (gather_tokens(x, output_bm) for x in (q_bnhe.reshape(b, n, d), x_bnd))
             q_bnhe = q_bnd.reshape(b, -1, *split[2:])
-        y_bnd = attend(*shard_attention_inputs(q_bnhe, k_bnhe, v_bnhe), half_window).reshape(
-            b, -1, d
-        )
+        parts = shard_attention_inputs(q_bnhe, k_bnhe, v_bnhe)
+        y_bnd = attend(*parts, half_window, theta=theta).reshape(b, -1, d)
         if output_bm is not None and half_window is not None:  # local attention needs all queries
             y_bnd, x_bnd = (gather_tokens(x, output_bm) for x in (y_bnd, x_bnd))
         proj = dense(d, ("heads", "embed"), name="proj", **linear)

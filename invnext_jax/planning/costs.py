@@ -143,8 +143,8 @@ def _splash_flops(instruction, inputs, kind: str) -> float:
     sequences = [shape for shape in arrays if len(shape) >= 3 and shape[-1] >= 64]
     if len(sequences) < 2:
         return 0.0
-    *batch, n, e = sequences[0]
-    m = sequences[1][-2]
+    *batch, e, n = sequences[0]  # as in `fused_attention.run_splash`
+    m = sequences[1][-1]
     return _SPLASH[kind] * math.prod(batch) * n * _reached_keys(instruction, kind, arrays, m) * e
 
 

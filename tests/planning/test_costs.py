@@ -97,7 +97,7 @@ ENTRY %main (a: bf16[8,16]) -> bf16[8,16] {
   %fusion = bf16[8,16]{1,0} fusion(%a), kind=kLoop, calls=%x,
  backend_config={"window_config":{"estimated_cycles":"3000"}}
   %mask = s8[1,4,2]{2,1,0} constant({...})
-  %q = bf16[2,3,512,128]{3,2,1,0} constant({...})
+  %q = bf16[2,3,128,512]{3,2,1,0} constant({...})
   %fwd = (f32[2,3,512], bf16[2,3,512,128]) custom-call(%mask, %mask, %q, %q, %q),
  custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 128, \\"block_kv\\": 128, \\"block_kv_dkv\\": 256}"
