@@ -76,8 +76,29 @@ def select_dot_general() -> Callable[..., jax.Array]:
     if quantization.value:
         return functools.partial(quantized_dot_general, quantization.value)
     mesh = jax.sharding.get_abstract_mesh()
+    if target_platform() == "tpu":
+        return separate_dot_general
     one_cpu = target_platform() == "cpu" and not mesh.empty and mesh.size == 1
     return flat_dot_general if one_cpu else jax.lax.dot_general
+
+
+def separate_dot_general(
+    x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
+) -> jax.Array:
+    """Computes `jax.lax.dot_general` with one product for each part of the output.
+
+    The parts are the first of two output axes, such as queries, keys and values. TPUs would store
+    the output of a single product with the parts between tokens and channels, and copy it.
+    """
+    (x_axes, kernel_axes), _ = dimensions
+    multiply = functools.partial(
+        jax.lax.dot_general, dimension_numbers=dimensions, precision=precision
+    )
+    first = len(kernel_axes)
+    if kernel.ndim - first < 2:
+        return multiply(x, kernel)
+    parts = jnp.unstack(kernel, axis=first)
+    return jnp.stack([multiply(x, part) for part in parts], axis=x.ndim - len(x_axes))
 
 
 def flat_dot_general(

@@ -128,7 +128,7 @@ def test_rotary_positions_equal_complex_rotations(chosen):
         (2052, None, 1, 2304, 768),
         (516, None, 1, 640, 640),
         (100, None, 1, 128, 128),
-        (8196, None, 4, 8704, 128),
+        (8196, None, 4, 9216, 768),
     ],
 )
 def test_splash_attention_pads_to_large_tiles(n, window, shards, length, block):
