@@ -5,31 +5,30 @@ Shape key: b batch, n query tokens, m key tokens, h heads, e head width.
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import blockwise_attention, fused_attention
 from invnext_jax.models.fused_attention import warn_once
 from invnext_jax.models.positions import apply_rotary
-from invnext_jax.models.sharding import target_platform
+from invnext_jax.models.sharding import (
+    CLIP_AXES,
+    HEAD_AXES,
+    SEQUENCE_AXES,
+    mesh_axes,
+    target_platform,
+)
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # values of `config.attention`
 # `with kernel("naive"):` during tracing sets the kernel of every attention layer.
 kernel = jax.make_user_context("auto")
 
 _FUSED = {"gpu": "cudnn", "tpu": "splash"}
-_BATCH_AXES, _HEAD_AXES, _TOKEN_AXES = (
-    ("data", "fsdp"),
-    ("tensor",),
-    ("sequence",),
-)  # mesh axes
 _records: list[list["Choice"]] = []  # one list for each active `record_choices`
 
 
@@ -79,6 +78,7 @@ def attend(
     window: int | None = None,
     *,
     theta: float | None = None,
+    length: int | None = None,
     causal: bool = False,
 ) -> jax.Array:
     """Computes softmax(q k^T / sqrt(e)) v with the softmax in float32.
@@ -97,6 +97,7 @@ def attend(
       window: largest distance between a query and the keys it attends to; None for all keys.
       theta: base of the wavelengths of rotary positions, which are applied to the queries and keys;
         None for no rotation, as with causal attention.
+      length: number of keys that are not padding, if the tokens are padded to `padded_length`.
       causal: whether a query attends only to keys at its own and earlier positions. All logits are
         then computed at once, which is suitable for the short sequences of text models.
 
@@ -115,7 +116,9 @@ def attend(
             f"{reason}; plain XLA computes them"
         )
     if name == "splash":
-        return _splash_attention(q_bnhe, k_bmhe, v_bmhe, window, theta)
+        return fused_attention.splash(q_bnhe, k_bmhe, v_bmhe, window, theta, length)
+    if length is not None:  # other kernels need no padding
+        k_bmhe, v_bmhe = k_bmhe[:, :length], v_bmhe[:, :length]
     if theta is not None:
         q_bnhe, k_bmhe = apply_rotary(q_bnhe, theta), apply_rotary(k_bmhe, theta)
     if name == "cudnn":
@@ -123,6 +126,23 @@ def attend(
     if kernel.value == "naive":
         return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window)
     return _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, recompute=kernel.value == "blockwise")
+
+
+def padded_length(tokens_bnd: jax.Array, dtype: Any) -> int:
+    """Returns the length to which a stack of layers should pad its tokens.
+
+    Splash attention needs whole tiles. Padding all tokens once is faster than padding queries, keys
+    and values in every layer. Without splash attention, it is the number of tokens.
+
+    Args:
+      tokens_bnd: tokens of a stream.
+      dtype: dtype of the attention.
+    """
+    n = tokens_bnd.shape[1]
+    queries = jax.ShapeDtypeStruct((1, n, 1, 1), dtype)
+    if choose_kernel(queries, queries)[0] != "splash":
+        return n
+    return fused_attention.splash_padded_length(n, None, fused_attention.token_shards())
 
 
 def choose_kernel(
@@ -199,7 +219,7 @@ def _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, *, recompute):
     run = (
         blockwise_attention.blockwise_attention if recompute else blockwise_attention.full_attention
     )
-    if _mesh_axes(_TOKEN_AXES) is None:  # XLA partitions batch and heads
+    if mesh_axes(SEQUENCE_AXES) is None:  # XLA partitions batch and heads
         return run(q_bnhe, k_bmhe, v_bmhe)
     return _shard_over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=True)
 
@@ -209,39 +229,6 @@ def _cudnn_attention(q_bnhe, k_bmhe, v_bmhe, window):
     return _shard_over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=window is None)
 
 
-def _splash_attention(q_bnhe, k_bmhe, v_bmhe, window, theta):
-    _, n, heads, e = q_bnhe.shape
-    mesh, tokens = jax.sharding.get_abstract_mesh(), _mesh_axes(_TOKEN_AXES)
-    shards = mesh.shape[tokens[0]] if tokens else 1
-    (q_bhen, k_bhem, v_bhem), segments = fused_attention.prepare_for_splash(
-        q_bnhe, k_bmhe, v_bmhe, window, theta, shards
-    )
-    if split := _mesh_axes(_HEAD_AXES, heads):
-        heads //= mesh.shape[split[0]]
-    lengths = (q_bhen.shape[3], k_bhem.shape[3])
-    interpret = target_platform() != "tpu"
-    splash_kernel = fused_attention.make_splash_kernel(
-        lengths, heads, window, shards, interpret=interpret
-    )
-    run = fused_attention.run_splash
-    clips, split = _mesh_axes(_BATCH_AXES, q_bnhe.shape[0]), _mesh_axes(_HEAD_AXES, q_bnhe.shape[2])
-    if clips or split or tokens:
-        kernel_tokens = None if window is None else tokens
-        kernel_spec = splash_kernel.manual_sharding_spec(
-            NamedSharding(mesh, P(None, kernel_tokens))
-        )
-        segments_spec = None if segments is None else type(segments)(q=P(tokens), kv=P())
-        kv_spec = P(clips, split, None, None)
-        run = jax.shard_map(
-            run,
-            in_specs=(kernel_spec, P(clips, split, None, tokens), kv_spec, kv_spec, segments_spec),
-            out_specs=P(clips, split, tokens, None),
-            check_vma=False,
-        )
-    y_bhne = run(splash_kernel, q_bhen, k_bhem, v_bhem, segments)
-    return y_bhne[:, :, :n, :e].transpose(0, 2, 1, 3)
-
-
 def _shard_over_mesh(
     run: Callable[..., jax.Array], q_bnhe, k_bmhe, v_bmhe, *, split_tokens: bool
 ) -> jax.Array:
@@ -249,7 +236,7 @@ def _shard_over_mesh(
 
     With `split_tokens`, the queries are also split over devices; each device has all keys.
     """
-    n, tokens = q_bnhe.shape[1], _mesh_axes(_TOKEN_AXES)
+    n, tokens = q_bnhe.shape[1], mesh_axes(SEQUENCE_AXES)
     if split_tokens and tokens:
         spare = -n % jax.sharding.get_abstract_mesh().shape[tokens[0]]
         q_bnhe = jnp.pad(q_bnhe, ((0, 0), (0, spare), (0, 0), (0, 0)))
@@ -262,23 +249,10 @@ def _shard_over_mesh(
 
 
 def _query_and_key_specs(q_bnhe, *, split_tokens):
-    batch, heads = _mesh_axes(_BATCH_AXES, q_bnhe.shape[0]), _mesh_axes(_HEAD_AXES, q_bnhe.shape[2])
-    tokens = _mesh_axes(_TOKEN_AXES, q_bnhe.shape[1]) if split_tokens else None
+    batch, heads = mesh_axes(CLIP_AXES, q_bnhe.shape[0]), mesh_axes(HEAD_AXES, q_bnhe.shape[2])
+    tokens = mesh_axes(SEQUENCE_AXES, q_bnhe.shape[1]) if split_tokens else None
     return P(batch, tokens, heads, None), P(batch, None, heads, None)
 
 
 def _is_replicated(spec: P) -> bool:
     return all(axes is None for axes in spec)
-
-
-def _mesh_axes(names: tuple[str, ...], size: int | None = None) -> tuple[str, ...] | None:
-    """Returns those mesh axes in `names` that have more than one device in the current mesh.
-
-    Returns None if there is no such axis, or if the number of devices does not divide `size`.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes:
-        return None
-    names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-    parts = math.prod(mesh.shape[name] for name in names)
-    return names if names and (size is None or size % parts == 0) else None

@@ -9,12 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash_kernel,
+)
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from invnext_jax.models import blockwise_attention
 from invnext_jax.models.positions import apply_rotary
-from invnext_jax.models.sharding import target_platform
+from invnext_jax.models.sharding import (
+    CLIP_AXES,
+    HEAD_AXES,
+    SEQUENCE_AXES,
+    mesh_axes,
+    target_platform,
+)
 
 NUM_LANES = 128  # width of a TPU's vector registers
 MAX_BLOCK = 768  # largest number of queries or keys of a tile
@@ -79,9 +89,52 @@ def _attend_last_queries(q_bnhe, k_bnhe, v_bnhe, window):
     return blockwise_attention.full_attention(q, k, v, window)[:, window:]
 
 
+def token_shards() -> int:
+    """Returns the number of devices over which the tokens of a clip are split."""
+    axes = mesh_axes(SEQUENCE_AXES)
+    return jax.sharding.get_abstract_mesh().shape[axes[0]] if axes else 1
+
+
+def splash(
+    q_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
+    window: int | None = None,
+    theta: float | None = None,
+    length: int | None = None,
+) -> jax.Array:
+    """Runs splash attention on the current mesh; see `attention.attend`."""
+    _, n, heads, e = q_bnhe.shape
+    mesh, shards = jax.sharding.get_abstract_mesh(), token_shards()
+    tokens = mesh_axes(SEQUENCE_AXES)
+    (q_bhen, k_bhem, v_bhem), segments = prepare_for_splash(
+        q_bnhe, k_bmhe, v_bmhe, window, theta, length, shards
+    )
+    if split := mesh_axes(HEAD_AXES, heads):
+        heads //= mesh.shape[split[0]]
+    lengths = (q_bhen.shape[3], k_bhem.shape[3])
+    interpret = target_platform() != "tpu"
+    kernel = make_splash_kernel(lengths, heads, window, shards, interpret=interpret)
+    run = run_splash
+    clips, split = mesh_axes(CLIP_AXES, q_bnhe.shape[0]), mesh_axes(HEAD_AXES, q_bnhe.shape[2])
+    if clips or split or tokens:
+        kernel_tokens = None if window is None else tokens
+        kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, P(None, kernel_tokens)))
+        segments_spec = None if segments is None else type(segments)(q=P(tokens), kv=P())
+        kv_spec = P(clips, split, None, None)
+        run = jax.shard_map(
+            run,
+            in_specs=(kernel_spec, P(clips, split, None, tokens), kv_spec, kv_spec, segments_spec),
+            out_specs=P(clips, split, tokens, None),
+            check_vma=False,
+        )
+    y_bhne = run(kernel, q_bhen, k_bhem, v_bhem, segments)
+    return y_bhne[:, :, :n, :e].transpose(0, 2, 1, 3)
+
+
 def make_splash_kernel(
     lengths: tuple[int, int], heads: int, window: int | None, shards: int, *, interpret: bool
-) -> splash.SplashAttentionKernel:
+) -> splash_kernel.SplashAttentionKernel:
     """Returns the attention kernel for padded sequences with queries split over `shards` devices.
 
     Args:
@@ -99,11 +152,11 @@ def make_splash_kernel(
     names = {"q": ("q", "q_dkv", "q_dq"), "kv": ("kv", "kv_compute", "kv_dkv", "kv_dkv_compute")}
     names["kv"] += ("kv_dq",)
     blocks = {"q": splash_block_size(n // shards, window), "kv": splash_block_size(m, window)}
-    return splash.make_splash_mha(
+    return splash_kernel.make_splash_mha(
         splash_mask.MultiHeadMask([mask] * heads),
-        block_sizes=splash.BlockSizes(
+        block_sizes=splash_kernel.BlockSizes(
             **{f"block_{name}": blocks[axis] for axis in names for name in names[axis]},
-            **{f"{x}_layout": splash.QKVLayout.SEQ_MINOR for x in "qkv"},
+            **{f"{x}_layout": splash_kernel.QKVLayout.SEQ_MINOR for x in "qkv"},
         ),
         head_shards=1,
         q_seq_shards=shards,
@@ -131,11 +184,11 @@ def splash_padded_length(n: int, window: int | None, shards: int) -> int:
 
 
 def run_splash(
-    kernel: splash.SplashAttentionKernel,
+    kernel: splash_kernel.SplashAttentionKernel,
     q_bhen: jax.Array,
     k_bhem: jax.Array,
     v_bhem: jax.Array,
-    segments: splash.SegmentIds | None,
+    segments: splash_kernel.SegmentIds | None,
 ) -> jax.Array:
     """Runs the kernel on the arrays that `prepare_for_splash` returns; returns [b h n e]."""
     # The kernel exchanges the last two axes again, so that nothing is moved.
@@ -149,12 +202,14 @@ def prepare_for_splash(
     v_bmhe: jax.Array,
     window: int | None,
     theta: float | None,
+    length: int | None,
     shards: int,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], splash.SegmentIds | None]:
-    """Moves the tokens to the last axis, rotates and scales the queries, and pads all axes.
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], splash_kernel.SegmentIds | None]:
+    """Moves the tokens to the last axis, applies rotary positions and the scale, and pads.
 
     The tokens are the last axis because the last axis of a TPU's arrays is padded to 128, which
-    would double the size of heads with a width of 64.
+    would double the size of heads with a width of 64. The arguments are those of `attention.attend`
+    and the number of shards of the queries.
 
     Returns:
       The queries [b h e n], keys and values [b h e m], and the segment ids that separate keys from
@@ -171,12 +226,13 @@ def prepare_for_splash(
         q_bhen, k_bhem = (apply_rotary(x, theta, tokens=3, channels=2) for x in (q_bhen, k_bhem))
     q_bhen = (q_bhen.astype(jnp.float32) * e**-0.5).astype(q_bhen.dtype)
 
-    def pad(x, length):
-        return jnp.pad(x, ((0, 0), (0, 0), (0, width - e), (0, length - x.shape[3])))
+    def pad(x, tokens):
+        return jnp.pad(x, ((0, 0), (0, 0), (0, width - e), (0, tokens - x.shape[3])))
 
     padded = (pad(q_bhen, queries), pad(k_bhem, keys), pad(v_bhem, keys))
-    if keys == m:
+    length = m if length is None else length
+    if keys == length:
         return padded, None
-    key_segments = jnp.asarray(np.arange(keys) >= m, jnp.int32)
+    key_segments = jnp.asarray(np.arange(keys) >= length, jnp.int32)
     query_segments = jnp.zeros(queries, jnp.int32) if window is None else key_segments
-    return padded, splash.SegmentIds(q=query_segments, kv=key_segments)
+    return padded, splash_kernel.SegmentIds(q=query_segments, kv=key_segments)

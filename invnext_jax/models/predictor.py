@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
-from invnext_jax.models.attention import attend
+from invnext_jax.models.attention import attend, padded_length
 from invnext_jax.models.gather import broadcast_leading, gather_tokens, unstack
 from invnext_jax.models.layers import (
     ACTIVATIONS,
@@ -53,13 +53,16 @@ class ModernBertLayer(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, output_bm: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_bnd: jax.Array, output_bm: jax.Array | None = None, length: int | None = None
+    ) -> jax.Array:
         """Adds attention and gated MLP to the float32 residual stream.
 
         Args:
           x_bnd: residual stream.
           output_bm: positions of the tokens to return; the other tokens are only used as keys and
             values. None returns all tokens.
+          length: number of tokens without padding; see `attention.attend`.
         """
         b, n, d = x_bnd.shape
         theta = GLOBAL_THETA if self.window is None else LOCAL_THETA
@@ -75,7 +78,7 @@ class ModernBertLayer(nn.Module):
             q_bnd, x_bnd = (gather_tokens(x, output_bm) for x in (q_bnhe.reshape(b, n, d), x_bnd))
             q_bnhe = q_bnd.reshape(b, -1, *split[2:])
         parts = shard_attention_inputs(q_bnhe, k_bnhe, v_bnhe)
-        y_bnd = attend(*parts, half_window, theta=theta).reshape(b, -1, d)
+        y_bnd = attend(*parts, half_window, theta=theta, length=length).reshape(b, -1, d)
         if output_bm is not None and half_window is not None:  # local attention needs all queries
             y_bnd, x_bnd = (gather_tokens(x, output_bm) for x in (y_bnd, x_bnd))
         proj = dense(d, ("heads", "embed"), name="proj", **linear)
@@ -178,14 +181,20 @@ class Predictor(nn.Module):
 
     def _apply_modernbert(self, x_bnd, output_bm=None):
         """Applies all layers; the last one computes only the tokens at `output_bm`."""
+        length = x_bnd.shape[1]
+        spare = padded_length(x_bnd, self.dtype) - length
+        x_bnd = jnp.pad(x_bnd, ((0, 0), (0, spare), (0, 0)))
         for i in range(self.depth):
             index = self.last_layer - self.depth + 1 + i
             window = None if index % 3 == 0 else self.window
-            layer = nn.remat(ModernBertLayer) if self.remat != "none" else ModernBertLayer
+            layer = ModernBertLayer
+            if self.remat != "none":
+                layer = nn.remat(layer, static_argnums=3)
             layer = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")
-            x_bnd = layer(shard_tokens(x_bnd), output_bm if i == self.depth - 1 else None)
+            output = output_bm if i == self.depth - 1 else None
+            x_bnd = layer(shard_tokens(x_bnd), output, length if spare else None)
             self.sow("intermediates", f"after{i}", x_bnd)
-        return replicate_tokens(x_bnd)
+        return replicate_tokens(x_bnd if output_bm is not None else x_bnd[:, :length])
 
 
 class VJepaPredictor(nn.Module):

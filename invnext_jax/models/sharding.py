@@ -7,6 +7,7 @@ compiler pads uneven shards.
 Shape key: b batch, n tokens, d width, h heads, e head width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ LeadingAxes = tuple[str | None, str | None]  # logical names of a token stream's
 # Long streams: clips are split over some mesh axes, their tokens over another.
 TOKEN_AXES: LeadingAxes = ("batch", "sequence")
 IMAGE_AXES: LeadingAxes = ("images", None)  # many short streams
+# Axes of a mesh that split the clips, heads and tokens of attention.
+CLIP_AXES, HEAD_AXES, SEQUENCE_AXES = ("data", "fsdp"), ("tensor",), ("sequence",)
 
 
 class UnconstrainedPartitioned(nn.LogicallyPartitioned):
@@ -78,3 +81,16 @@ def target_platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return getattr(device, "platform", "") or jax.default_backend()  # jax 0.10.0 has no platform
+
+
+def mesh_axes(names: tuple[str, ...], size: int | None = None) -> tuple[str, ...] | None:
+    """Returns those mesh axes in `names` that have more than one device in the current mesh.
+
+    Returns None if there is no such axis, or if the number of devices does not divide `size`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return None
+    names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+    parts = math.prod(mesh.shape[name] for name in names)
+    return names if names and (size is None or size % parts == 0) else None

@@ -97,3 +97,14 @@ def test_flattened_product_on_one_cpu_gives_the_same_result(setting):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected
     )
+
+
+def test_separate_products_equal_one_product():
+    rng = np.random.default_rng(5)
+    x_bnd = rng.standard_normal((2, 5, 6), np.float32)
+    kernel = rng.standard_normal((6, 3, 4), np.float32)
+    dimensions = (((2,), (0,)), ((), ()))
+    y = dot_general.separate_dot_general(x_bnd, kernel, dimensions)
+    np.testing.assert_allclose(y, np.einsum("bnd,dif->bnif", x_bnd, kernel), atol=1e-5)
+    y = dot_general.separate_dot_general(x_bnd, kernel[:, 1], dimensions)
+    np.testing.assert_allclose(y, x_bnd @ kernel[:, 1], atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from configs import stage2
 from invnext_jax.errors import UserError
-from invnext_jax.models import predictor
+from invnext_jax.models import attention, predictor
 
 GRID = (2, 4, 4)
 
@@ -129,3 +129,27 @@ def test_partial_output_of_a_layer_equals_full_output(window):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
     )
+
+
+def test_tokens_padded_for_splash_attention_do_not_change_the_prediction(config, inputs):
+    config = config.copy_and_resolve_references()
+    config.predictor.update(kind="modernbert", depth=3, last_layer=26, window=8)  # one global layer
+    model = predictor.from_config(config)
+    params = jax.jit(model.init, static_argnums=4)(jax.random.key(0), *inputs, GRID)
+    weights = np.random.default_rng(3).standard_normal((3, 22, 48), np.float32)
+
+    def graded(chosen):
+        def loss(params):
+            z_bmd = model.apply(params, *inputs, GRID)
+            return jnp.sum(z_bmd * weights), z_bmd
+
+        with attention.kernel(chosen):
+            return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    with attention.record_choices() as choices:
+        actual = graded("splash")
+    assert {choice.keys for choice in choices} == {128}
+    expected = graded("naive")
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        largest = max(np.abs(other).max(), 1.0)
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * largest)
