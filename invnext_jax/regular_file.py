@@ -23,7 +23,11 @@ DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
 _CHUNK_BYTES = 2**20
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not block
+
+
+def open_number(path: str | os.PathLike, flags: int = os.O_RDONLY) -> int:
+    """Opens a file, as an `opener` of `open`, and does not wait for the writer of a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -33,13 +37,26 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
       OSError: The file cannot be opened or is not a regular file, or its name is not valid.
     """
     try:
-        number = os.open(path, _OPEN)
+        number = open_number(path)
     except ValueError as error:  # a NUL character, or one that the file system cannot encode
         raise OSError(errno.EINVAL, "Invalid file name") from error
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+        raise OSError(errno.ENXIO, "Not a regular file", os.fspath(path))
     return open(number, "rb")
+
+
+@contextlib.contextmanager
+def name_for_library(path: str | os.PathLike) -> Iterator[str]:
+    """Yields a name by which a library opens a regular file that Python has opened.
+
+    The library opens this file even if another one, such as a named pipe, replaces it meanwhile.
+
+    Raises:
+      OSError: As in `open_regular`.
+    """
+    with open_regular(path) as file:
+        yield f"/dev/fd/{file.fileno()}"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Local files must be regular and not empty: named pipes and devices are rejected.
 unless the file is larger than the cache. Indexing the packets of a video reads the complete file.
 """
 
+import contextlib
 import errno
 import functools
 import io
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from invnext_jax import regular_file
 from invnext_jax.errors import UserError
 from invnext_jax.video import demux
 from invnext_jax.workers.time_limits import reading
@@ -77,8 +79,11 @@ class LocalFile(io.FileIO):
     def __init__(self, name: str):
         self.read_error: OSError | None = None
         with reading():
-            check_status(os.stat(name), name)
-            super().__init__(name)
+            super().__init__(name, opener=regular_file.open_number)
+            with contextlib.ExitStack() as stack:
+                stack.callback(self.close)
+                check_status(os.fstat(self.fileno()), name)
+                stack.pop_all()
 
     def read(self, size: int = -1) -> bytes:
         """Reads up to `size` bytes, or all bytes to the end of the file."""
@@ -218,7 +223,7 @@ def _open_blocks(name: str) -> BinaryIO:
     is_web = protocol_of(name) in WEB_PROTOCOLS
     system, path = fsspec.core.url_to_fs(name, **(_client_options() if is_web else {}))
     if isinstance(system, LocalFileSystem):
-        check_status(os.stat(path), path)
+        return LocalFile(path)
     file = system.open(
         path,
         "rb",

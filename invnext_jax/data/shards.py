@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-from invnext_jax import sanitize
+from invnext_jax import regular_file, sanitize
 from invnext_jax.data import files as files_lib
 from invnext_jax.video.demux import BadVideo, error_kind
 from invnext_jax.workers.time_limits import reading
@@ -71,8 +71,10 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
             count = reader.num_records()
             if not 0 <= record < count:
                 raise BadVideo(f"{name}: the shard has {count} records", "missing")
-            (data,) = reader.read([record])
+            data = _read_record(reader, record)
         return _parse(data)
+    except OSError as error:
+        raise BadVideo(f"{name}: {error.strerror}", error_kind(error)) from error
     except (RuntimeError, ValueError, IndexError) as error:
         # A file in /proc has the size 0; its I/O errors are not those of the storage.
         if status.st_size and any(os.strerror(number) in str(error) for number in STORAGE_ERRNOS):
@@ -91,13 +93,9 @@ def read_ahead(path: str) -> None:
     """
     if not path or not hasattr(os, "posix_fadvise"):
         return
-    with contextlib.suppress(OSError, ValueError):  # reported when a record is read
-        files_lib.check_kind(os.stat(path), path)
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(file)
+    with contextlib.suppress(OSError):  # reported when a record is read
+        with regular_file.open_regular(path) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def iterate_records(path: str | os.PathLike) -> Iterator[tuple[dict[str, bytes | list], bytes]]:
@@ -107,10 +105,9 @@ def iterate_records(path: str | os.PathLike) -> Iterator[tuple[dict[str, bytes |
       BadVideo: The shard is damaged.
     """
     try:
-        files_lib.check_kind(os.stat(path), path)
-        reader = _new_reader(os.fspath(path))
+        reader = _new_reader(path)
         for record in range(reader.num_records()):
-            (data,) = reader.read([record])
+            data = _read_record(reader, record)
             yield _parse(data), data
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise BadVideo(f"{os.fspath(path)}: damaged: {error}", "corrupt") from error
@@ -123,8 +120,7 @@ def count_records(path: str | os.PathLike) -> int:
       ValueError: The file is not an ArrayRecord file, or is damaged.
     """
     try:
-        files_lib.check_kind(os.stat(path), path)
-        return _new_reader(os.fspath(path)).num_records()
+        return _new_reader(path).num_records()
     except (OSError, RuntimeError, IndexError) as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
@@ -159,18 +155,33 @@ def _cached_reader(path: str, size: int, changed: int):
     return _new_reader(path)
 
 
-def _new_reader(path: str):
+def _new_reader(path: str | os.PathLike):
     from array_record.python import array_record_module
 
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("the package array_record opens only names in UTF-8: rename it") from error
     # Random access: no read-ahead and no extra threads.
     options = "readahead_buffer_size:0,max_parallelism:0"
-    reader = array_record_module.ArrayRecordReader(
-        path, options=options, file_reader_buffer_size=32768
-    )
+    try:
+        with regular_file.name_for_library(path) as name:
+            reader = array_record_module.ArrayRecordReader(
+                name, options=options, file_reader_buffer_size=32768
+            )
+    except MemoryError as error:
+        raise ValueError("its footer declares too many chunks") from error
     if not reader.ok():
         reader.read([0])  # raises an error that states the reason
     return reader
+
+
+def _read_record(reader, record: int) -> bytes:
+    """Returns the bytes of a record.
+
+    Raises:
+      ValueError: The record is damaged; for other damages, the reader raises other errors.
+    """
+    try:
+        (data,) = reader.read([record])
+    except MemoryError as error:
+        raise ValueError("its chunk declares too many bytes") from error
+    if not data:  # also returned for records that the footer counts, but are in no chunk
+        raise ValueError("the record is empty")
+    return data

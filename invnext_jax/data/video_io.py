@@ -100,9 +100,9 @@ def hash_files(names: Sequence[str]) -> str:
     """
     digest = hashlib.sha256()
     for name in names:
-        if not is_remote(name):
-            files_lib.check_status(os.stat(name), name, MAX_MANIFEST_BYTES)
         with files_lib.open_remote(name) if is_remote(name) else open_regular(name) as file:
+            if not is_remote(name):
+                files_lib.check_status(os.fstat(file.fileno()), name, MAX_MANIFEST_BYTES)
             while data := file.read(files_lib.BLOCK_BYTES):
                 digest.update(data)
     return digest.hexdigest()
@@ -260,8 +260,7 @@ def digest_file(path: str | os.PathLike) -> str:
     Raises:
       OSError: The file cannot be read, or is not a regular file.
     """
-    files_lib.check_kind(os.stat(path), path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)
         digest.update(file.read(DIGEST_BYTES))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from invnext_jax import json_file
+from invnext_jax import json_file, regular_file
 from invnext_jax.data import shards
 from invnext_jax.errors import UserError
 
@@ -93,8 +93,7 @@ def read_class_names(folder: str | os.PathLike, feature: str) -> list[str]:
     if os.path.basename(feature) != feature or not os.path.isfile(path):
         return []
     try:
-        with open(path, "rb") as file:
-            lines = file.read(json_file.MAX_BYTES).decode().split("\n")
+        lines = regular_file.read_bytes(path, json_file.MAX_BYTES).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): download it again") from error
     names = [line.strip() for line in lines if line.strip()]

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax import config_checks
+from invnext_jax import config_checks, regular_file
 from invnext_jax.checkpointing import checksums, reader, run_metadata, storage, video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
@@ -199,5 +199,5 @@ def _version(path: Path) -> tuple[int, int]:
 def _hash_file(path: Path, size: int, modified: int) -> str:
     """Returns the SHA-256 of a file. The other arguments are part of the cache key."""
     del size, modified
-    with path.open("rb") as file:
+    with regular_file.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

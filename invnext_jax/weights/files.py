@@ -248,7 +248,8 @@ def _open_file(path: Path) -> dict[str, LazyTensor]:
                 "download or export it again"
             )
         # Each opening parses the whole header, so that all tensors share one open file.
-        opened = safe_open(path, "np")
+        with regular_file.name_for_library(path) as name:
+            opened = safe_open(name, "np")
         names = opened.keys()
         _check_count(len(names), path)
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
@@ -261,7 +262,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Returns the metadata of a .safetensors file that `open_checkpoint` has opened."""
     from safetensors import safe_open
 
-    with safe_open(path, "np") as file:
+    with regular_file.name_for_library(path) as name, safe_open(name, "np") as file:
         return file.metadata() or {}
 
 

@@ -9,7 +9,9 @@ import threading
 import pytest
 
 from invnext_jax.data import files, shards, video_io
+from invnext_jax.dataset_prep.tfds_metadata import read_class_names
 from invnext_jax.video.demux import BadVideo
+from invnext_jax.weights import files as weights
 
 
 def make(kind, folder):
@@ -51,8 +53,35 @@ def test_shards_and_digests_are_read_from_regular_files(kind, tmp_path):
     path = make(kind, tmp_path)
     with pytest.raises(BadVideo, match="not a regular file"):
         shards.read_video(path, 0)
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(OSError, match="Not a regular file"):
         video_io.digest_file(path)
+
+
+READERS = {
+    "video": files.LocalFile,
+    "url": lambda path: files.open_remote(f"file://{path}"),
+    "digest": video_io.digest_file,
+    "manifest": lambda path: video_io.hash_files([path]),
+    "record": lambda path: shards.read_example(path, 0),
+    "records": lambda path: list(shards.iterate_records(path)),
+    "count": shards.count_records,
+    "class names": lambda path: read_class_names(os.path.dirname(path), "a"),
+    "weights": weights.open_checkpoint,
+    "metadata": weights.read_metadata,
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_pipe_that_replaces_a_file_after_its_check_is_an_error(kind, tmp_path, monkeypatch):
+    suffix = ".safetensors" if kind in ("weights", "metadata") else ".labels.txt"
+    path, stat, regular = f"{tmp_path}/a{suffix}", os.stat, os.stat(__file__)
+    os.mkfifo(path)
+    monkeypatch.setattr(os, "stat", lambda p, **k: regular if str(p) == path else stat(p, **k))
+    monkeypatch.setattr(os.path, "isfile", lambda _: True)
+    monkeypatch.setattr(os.path, "isdir", lambda _: False)
+    with pytest.raises((OSError, ValueError, BadVideo), match="[Nn]ot a regular file"):
+        READERS[kind](path)
+    shards.read_ahead(path)
 
 
 async def make_parts(parts):

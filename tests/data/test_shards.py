@@ -140,7 +140,7 @@ def test_a_damaged_record_is_a_bad_video_named_by_shard_and_record(config, packe
     write_shard(tmp_path / "no_video", [b"no video"])
     write_record(tmp_path / "junk", b"\xff\xff\xff")
     write_record(tmp_path / "nothing", b"")
-    kinds = {("none", 0): "missing", ("good", 7): "missing", ("nothing", 0): "no video stream"}
+    kinds = {("none", 0): "missing", ("good", 7): "missing", ("nothing", 0): "corrupt"}
     places = [("text", 0), ("empty", 0), ("flipped", 1), ("cut", 1), ("junk", 0), ("no_video", 0)]
     for (name, record), kind in (kinds | dict.fromkeys(places, "corrupt")).items():
         row = dataclasses.replace(good, path=str(tmp_path / name), record=record)
@@ -149,12 +149,51 @@ def test_a_damaged_record_is_a_bad_video_named_by_shard_and_record(config, packe
     assert not isinstance(LoadClip.from_config(config)(row, (None,)), BadClip)
 
 
-def test_a_shard_whose_name_is_not_utf_8_is_a_bad_video(tmp_path):
-    path = write_shard(tmp_path / "shard", [b"video"]).rename(tmp_path / os.fsdecode(b"\xff"))
-    with pytest.raises(decode.BadVideo, match="opens only names in UTF-8: rename it"):
-        shards.read_video(str(path), 0)
-    with pytest.raises(ValueError, match="opens only names in UTF-8: rename it"):
+# Footers of ArrayRecord with valid hashes. They replace the one at byte 112 of a file that has a
+# record of five bytes.
+FORGED = {
+    "2^40 chunks": bytes.fromhex(
+        "0a1f2a43314be0312500000000000000ed75097d77faad9a72020000000000002100000000000000"
+        "00021b060a190801108080808080201801220c67726f75705f73697a653a31084010051801"
+    ),
+    "5 records in 0 chunks": bytes.fromhex(
+        "e43629c551ba6808190000000000000001de69d9d796c8a972010000000000001600000000000000"
+        "0001160a14080110001805220c67726f75705f73697a653a31"
+    ),
+}
+
+
+def forge(path, kind):
+    write_record(path, b"hello")
+    data, footer = path.read_bytes(), FORGED[kind]
+    path.write_bytes(data[:112] + footer + data[112 + len(footer) :])
+    return str(path)
+
+
+def test_a_footer_with_too_many_chunks_is_damage(tmp_path):
+    path = forge(tmp_path / "shard", "2^40 chunks")
+    with pytest.raises(ValueError, match="its footer declares too many chunks"):
         shards.count_records(path)
+    with pytest.raises(decode.BadVideo, match="its footer declares too many chunks") as caught:
+        shards.read_example(path, 0)
+    assert caught.value.kind == "corrupt"
+    with pytest.raises(decode.BadVideo, match="its footer declares too many chunks"):
+        list(shards.iterate_records(path))
+
+
+def test_records_that_only_the_footer_counts_are_damage(tmp_path):
+    path = forge(tmp_path / "shard", "5 records in 0 chunks")
+    assert shards.count_records(path) == 5
+    with pytest.raises(decode.BadVideo, match="the record is empty") as caught:
+        shards.read_example(path, 4)
+    assert caught.value.kind == "corrupt"
+    with pytest.raises(decode.BadVideo, match="the record is empty"):
+        list(shards.iterate_records(path))
+
+
+def test_a_shard_whose_name_is_not_utf_8_is_read(tmp_path):
+    path = write_shard(tmp_path / "shard", [bytes(99)]).rename(tmp_path / os.fsdecode(b"\xff"))
+    assert shards.read_video(str(path), 0) == bytes(99) and shards.count_records(path) == 1
 
 
 def test_number_of_open_shards_is_limited(packed, tmp_path, monkeypatch):
