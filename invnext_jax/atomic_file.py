@@ -90,7 +90,7 @@ def _create(path: Path, *, is_folder: bool) -> tuple[Path, int]:
         locked = part / _LOCK if is_folder else part
         file = os.open(locked, _CREATE, 0o666)
         # Another process may find the file before it is locked, and then removes it.
-        if _lock(file) is not False and locked.exists():
+        if _lock(file) is not False and os.path.exists(locked):
             return part, file
         os.close(file)
 
@@ -156,7 +156,7 @@ def remove_temporary_files(path: str | os.PathLike) -> None:
 
 def remove_if_abandoned(part: Path) -> None:
     """Removes a temporary file or folder of this user, unless its writer is alive."""
-    is_folder = part.is_dir() and not part.is_symlink()
+    is_folder = os.path.isdir(part) and not os.path.islink(part)
     try:
         file = os.open(part / _LOCK if is_folder else part, _OPEN)
     except OSError:  # removed by its writer, or not readable, or a symbolic link

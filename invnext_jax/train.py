@@ -5,6 +5,7 @@ The same call resumes a run that was killed. The results are bitwise identical.
 
 import contextlib
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -279,7 +280,7 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
       UserError: the earlier run had a different config.
     """
     path = workdir / metrics_file.FILE
-    if jax.process_index() != 0 or not path.exists() or not path.stat().st_size:
+    if jax.process_index() != 0 or not os.path.exists(path) or not path.stat().st_size:
         return
     try:
         changed = checkpointer.changed_fields(json.loads((workdir / "config.json").read_text()))

@@ -101,7 +101,7 @@ def _item_files(folder: storage.Path) -> Iterator[storage.Path]:
     return (
         path
         for item in folder.iterdir()
-        if item.is_dir()
+        if storage.is_dir(item)
         for path in storage.list_files(item)
         if path.name != storage.COMMIT_FILE
     )
@@ -129,7 +129,7 @@ def verify_checksums(folder: storage.Path) -> bool:
       UserError: a file cannot be opened, for a reason unrelated to its content.
     """
     with consensus.all_hosts_agree(f"the checksums of {folder}", READ_ERRORS):
-        if not folder.is_dir():
+        if not storage.is_dir(folder):
             raise UserError(
                 f"this process cannot find the checkpoint {folder}: mount the same file system on "
                 "all hosts"
@@ -208,7 +208,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 def remove_incomplete(folder: storage.Path) -> list[storage.Path]:
     """Removes the folders of unfinished saves (process 0 only) and returns their paths."""
-    if jax.process_index() != 0 or not folder.is_dir():
+    if jax.process_index() != 0 or not storage.is_dir(folder):
         return []
     incomplete = sorted(
         path
@@ -224,7 +224,7 @@ def rename_corrupt(folder: storage.Path, steps: list[int]) -> None:
     """Renames corrupt checkpoints (process 0 only), so that their steps can be saved again."""
     for step in steps if jax.process_index() == 0 else ():
         target, number = folder / f"damaged-{step}", 1
-        while target.exists():
+        while storage.exists(target):
             number += 1
             target = folder / f"damaged-{step}-{number}"
         storage.move_folder(folder / str(step), target)

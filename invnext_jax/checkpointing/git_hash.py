@@ -1,6 +1,7 @@
 """Reads the commit of this package's git checkout, for the metadata of a run."""
 
 import functools
+import os
 import pathlib
 import subprocess
 
@@ -23,7 +24,7 @@ def read_git_hash(root: pathlib.Path = _ROOT) -> str:
     Args:
       root: the folder that contains `.git`. By default, the one of this package.
     """
-    if not (root / ".git").exists():
+    if not os.path.exists(root / ".git"):
         return ""
     try:
         head = _run_git(root, "rev-parse", "HEAD")
@@ -53,16 +54,16 @@ def _run_git(root: pathlib.Path, *command: str) -> str:
 def _read_head(root: pathlib.Path) -> str:
     """Reads the commit from the files of `.git`, without git."""
     folder = root / ".git"
-    if folder.is_file():  # a worktree or a submodule
+    if os.path.isfile(folder):  # a worktree or a submodule
         folder = root / folder.read_text().removeprefix("gitdir:").strip()
     shared = folder
-    if (folder / "commondir").exists():
+    if os.path.exists(folder / "commondir"):
         shared = folder / (folder / "commondir").read_text().strip()
     head = (folder / "HEAD").read_text().strip()
     if not head.startswith("ref:"):
         return _check_hash(head)
     name = head.removeprefix("ref:").strip()
-    if (shared / name).is_file():
+    if os.path.isfile(shared / name):
         return _check_hash((shared / name).read_text().strip())
     for line in (shared / "packed-refs").read_text().splitlines():
         commit, _, packed = line.partition(" ")

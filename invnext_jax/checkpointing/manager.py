@@ -173,7 +173,7 @@ class Checkpointer:
 
     def _create_folder(self) -> bool:
         """Creates the folder if it is missing (process 0 only). Returns whether it was missing."""
-        if is_new := jax.process_index() == 0 and not self._folder.is_dir():
+        if is_new := jax.process_index() == 0 and not storage.is_dir(self._folder):
             storage.make_folder(self._folder)
         return is_new
 
@@ -197,7 +197,7 @@ class Checkpointer:
         step, self._pending_step = self._pending_step, None
         # The checksums are written before the checkpoint is finished.
         path = self._folder / str(step)
-        is_finished = (path / checksums.CHECKSUMS_FILE).exists() and storage.is_finished(path)
+        is_finished = storage.exists(path / checksums.CHECKSUMS_FILE) and storage.is_finished(path)
         problem = self._barrier.result(error, is_finished)
         if not problem:
             self.saved_step, self.abort_reason = step, self._pending_abort_reason

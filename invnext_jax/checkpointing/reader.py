@@ -104,9 +104,9 @@ def restore_run(
 def describe_missing(path: str | pathlib.PurePath) -> str:
     """Returns why the workdir of a run has no checkpoint, as a verb; "" if it may have one."""
     workdir = storage.open_path("the run", path)
-    if (workdir / CHECKPOINTS_FOLDER).is_dir():
+    if storage.is_dir(workdir / CHECKPOINTS_FOLDER):
         return ""
-    is_there = workdir.is_dir() or workdir.exists()
+    is_there = storage.is_dir(workdir) or storage.exists(workdir)
     return "has no checkpoint" if is_there else "does not exist"
 
 
@@ -116,7 +116,7 @@ def finished_steps(folder: storage.Path) -> list[int]:
     Returns [] if the folder does not exist. The names of unfinished and damaged checkpoints are not
     numbers, so these are not listed.
     """
-    paths = folder.iterdir() if folder.is_dir() else ()
+    paths = folder.iterdir() if storage.is_dir(folder) else ()
     return sorted(
         int(path.name)
         for path in paths

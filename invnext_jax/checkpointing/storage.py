@@ -99,9 +99,19 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def exists(path: Path) -> bool:
+    """Returns whether a file or a folder exists; False if this cannot be found out."""
+    return path.exists() if is_bucket(path) else os.path.exists(path)
+
+
+def is_dir(path: Path) -> bool:
+    """Returns whether a path is a folder; False if this cannot be found out."""
+    return path.is_dir() if is_bucket(path) else os.path.isdir(path)
+
+
 def is_finished(checkpoint: Path) -> bool:
     """Returns whether a checkpoint whose folder has its final name is finished."""
-    return not is_bucket(checkpoint) or (checkpoint / COMMIT_FILE).exists()
+    return not is_bucket(checkpoint) or exists(checkpoint / COMMIT_FILE)
 
 
 def list_files(folder: Path) -> Iterator[Path]:
@@ -109,7 +119,7 @@ def list_files(folder: Path) -> Iterator[Path]:
     pending = [folder]
     while pending:
         for path in pending.pop().iterdir():
-            if path.is_dir() and (is_bucket(path) or not path.is_symlink()):
+            if is_dir(path) and (is_bucket(path) or not path.is_symlink()):
                 pending.append(path)
             else:
                 yield path

@@ -128,7 +128,7 @@ class BucketWorkdir:
             return
         try:
             with storage.translate_errors():
-                earlier = self._lock.read_text().strip() if self._lock.exists() else ""
+                earlier = self._lock.read_text().strip() if storage.exists(self._lock) else ""
                 self._lock.write_text(json.dumps(self._owner) + "\n")
         except OSError as error:
             raise UserError(
@@ -152,7 +152,7 @@ class BucketWorkdir:
         del needed
         try:
             with storage.translate_errors():
-                holder = self._lock.read_text().strip() if self._lock.exists() else ""
+                holder = self._lock.read_text().strip() if storage.exists(self._lock) else ""
                 if holder and json.loads(holder).get("id") != self._owner["id"]:
                     raise UserError(
                         f"another run was started in {self.path} ({holder}): this run stops; "
@@ -231,7 +231,7 @@ class Records:
         self.folder = parent / workdir.name  # a tracker shows the name of the run
         self.folder.mkdir()
         with storage.translate_errors():
-            for path in workdir.iterdir() if workdir.is_dir() else ():
+            for path in workdir.iterdir() if storage.is_dir(workdir) else ():
                 own = path.name.removesuffix(self._suffix())
                 if own.startswith(_EARLIER) and path.name == own + self._suffix():
                     (self.folder / own).write_bytes(path.read_bytes())

@@ -15,7 +15,7 @@ def write_csv(path: Path, text: str) -> None:
 def check_overwrite(manifest: Path, text: str, overwrite: bool) -> None:
     """Raises `UserError` if a manifest with different content exists and `overwrite` is false."""
     content = text.encode(errors="surrogateescape")
-    if not overwrite and manifest.exists() and manifest.read_bytes() != content:
+    if not overwrite and os.path.exists(manifest) and manifest.read_bytes() != content:
         raise UserError(
             f"{manifest} exists with different content: set --overwrite to replace it, or change "
             "--out"

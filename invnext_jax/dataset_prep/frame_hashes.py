@@ -11,6 +11,7 @@ differing bits, and 19 of 20 pairs with slightly fewer than 8.
 
 import collections
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,7 +153,7 @@ class HashCache:
 
     def __init__(self, path: Path):
         self._path, self._known = path, {}
-        if path.exists():
+        if os.path.exists(path):
             self._read()
 
     def _read(self) -> None:

@@ -126,7 +126,7 @@ def build_manifest(
     out = Path(out)
     check_options(options, out)
     parts = manifest.split_names(os.fspath(list_path))
-    if any(out.exists() and os.path.exists(part) and out.samefile(part) for part in parts):
+    if any(os.path.exists(out) and os.path.exists(part) and out.samefile(part) for part in parts):
         raise UserError(f"--out={out} is the list itself: set it to a different file")
     videos = lists.read_lists(list_path, list_options)
     excluded = duplicates.read_excluded(options.exclude)
@@ -183,7 +183,7 @@ def check_options(options: IndexOptions, out: Path) -> None:
         raise UserError(
             f"--workers={options.workers} and --seconds={options.timeout} must be above 0"
         )
-    if out.suffix != ".csv" or out.is_dir():
+    if out.suffix != ".csv" or os.path.isdir(out):
         raise UserError(f"--out={out} must be a .csv file")
 
 

@@ -92,7 +92,7 @@ class ProbeCache:
           path: The other cache. If it cannot be read, nothing is added.
           files: The files whose results are added.
         """
-        if not path.is_file():
+        if not os.path.isfile(path):
             return
         try:
             with regular_file.open_binary(path, MAX_BYTES) as file:

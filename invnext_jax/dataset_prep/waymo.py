@@ -90,7 +90,7 @@ def convert(
     if short_side < 0:
         raise UserError(f"short_side={short_side} must not be negative: use 0 for original files")
     paths = sorted((in_dir / "camera_box").glob("*.parquet"))
-    if not paths or not (in_dir / "camera_image").is_dir():
+    if not paths or not os.path.isdir(in_dir / "camera_image"):
         raise UserError(
             f"{in_dir} must contain the folders camera_box and camera_image with Parquet files: "
             "download these two components of Waymo Open Perception version 2"
@@ -115,7 +115,7 @@ def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int)
     """Converts a segment if it has not been converted yet. Returns its line in the box file."""
     if not SEGMENT.fullmatch(segment):
         raise ValueError(f"the name {segment!r} is not allowed for an output folder")
-    if (out_dir / segment).is_symlink():
+    if os.path.islink(out_dir / segment):
         raise ValueError(f"its folder is a symbolic link: remove {out_dir / segment}")
     finished = out_dir / f"{segment}.json"
     if line := _read_line(finished):

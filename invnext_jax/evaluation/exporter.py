@@ -5,6 +5,7 @@ little more than one copy of the weights.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,8 +79,10 @@ def export_run(
     tensors, targets = convert_tensors(chosen, export_format), output_paths(out, export_format)
     if ema:
         about["source"]["ema"] = True
-    if any(target.exists() for target in targets) and not overwrite:
-        same = all(target.exists() for target in targets) and export_format.dtype == "float32"
+    if any(os.path.exists(target) for target in targets) and not overwrite:
+        same = (
+            all(os.path.exists(target) for target in targets) and export_format.dtype == "float32"
+        )
         if same and _is_up_to_date(out, about, tensors):
             return f"{out} already has these weights. Nothing was written."
         raise UserError(
@@ -148,10 +151,10 @@ def output_paths(out: Path, export_format: ExportFormat) -> list[Path]:
       UserError: `out` is a file but the layout needs a folder, or vice versa.
     """
     if export_format.format == "ours":
-        if out.is_dir():
+        if os.path.isdir(out):
             raise UserError(f"--out={out} is a folder: specify a .safetensors file")
         return [out, export.description_path(out)]
-    if out.suffix == ".safetensors" or out.is_file():
+    if out.suffix == ".safetensors" or os.path.isfile(out):
         raise UserError(f"--out={out} must be a folder with --format=internvideo_next: change it")
     return [out / name for name in (files.SINGLE_FILE, published.CONFIG, published.PREPROCESSOR)]
 

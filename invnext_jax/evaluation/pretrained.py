@@ -4,6 +4,7 @@ Shape key: b clips, t frames, h w pixels, c channels, n tokens of a frame, d wid
 l layers.
 """
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,14 +208,13 @@ def load_frozen(path: str | Path, *, ema: bool = False, step: int | None = None)
             with import_weights.config_errors(path):
                 sizes = about["config"]
             return imported_encoders.read_export(params["teacher"], sizes, path)
-    elif str(path) and folder_config.is_file():
+    elif str(path) and os.path.isfile(folder_config):
         content = json_file.read_object(folder_config)
         model_type = str(content.get("model_type"))[:60]
         if model_type in imported_encoders.KIND_OF_MODEL_TYPE:
             _check_run_options(path, ema, step)
             return imported_encoders.read_folder(open_checkpoint(path), path)
-        # The config.json of a run has no `model_type`. That of a published InternVideo-Next has
-        # one of the two other fields.
+        # A run's config.json has no `model_type`; InternVideo-Next's has one of the other fields.
         if "model_type" in content and content.keys().isdisjoint(("model_config", "embed_dim")):
             known = ", ".join(imported_encoders.KIND_OF_MODEL_TYPE)
             raise UserError(
@@ -284,12 +284,12 @@ def init_encoder(config: Any, seed: int) -> Any:
 def read_export_config(path: str | Path) -> dict[str, Any]:
     """Returns the config stored in an export, in either layout; {} if there is none."""
     path = Path(path)
-    source = path / published.CONFIG if path.is_dir() else path.with_suffix(".json")
+    source = path / published.CONFIG if os.path.isdir(path) else path.with_suffix(".json")
     try:
         about = json_file.read_object(source)
     except UserError:
         return {}
-    about = about.get(published.EXTRA_SECTION, {}) if path.is_dir() else about
+    about = about.get(published.EXTRA_SECTION, {}) if os.path.isdir(path) else about
     config = about.get("config", {}) if isinstance(about, dict) else {}
     return config if isinstance(config, dict) else {}
 
@@ -297,4 +297,4 @@ def read_export_config(path: str | Path) -> dict[str, Any]:
 def list_steps(checkpoint: str | Path) -> list[int]:
     """Returns the steps of the checkpoints of a run, oldest first; [] for other encoders."""
     folder = storage.open_path("the checkpoint", checkpoint) / reader.CHECKPOINTS_FOLDER
-    return reader.finished_steps(folder) if folder.is_dir() else []
+    return reader.finished_steps(folder)

@@ -230,7 +230,7 @@ def read_cache(path: Path, key: str, folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, key: str, folder: Path) -> dict[str, Any] | None:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         found = read_object(path, max_bytes=MAX_BYTES)
@@ -267,7 +267,7 @@ def describe_reuse(path: Path, results: Mapping[str, Any]) -> str:
 
 def warn_if_replaced(path: Path, checkpoint: str, key: str) -> None:
     """Prints a note if the file has results of another checkpoint or other options."""
-    if jax.process_index() > 0 or not path.is_file():
+    if jax.process_index() > 0 or not os.path.isfile(path):
         return
     with contextlib.suppress(UserError):  # a damaged file is replaced as well
         results = read_object(path, max_bytes=MAX_BYTES)

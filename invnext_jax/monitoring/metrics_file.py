@@ -185,7 +185,7 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
+    if not os.path.exists(path):
         return
     try:
         binary = regular_file.open_regular(path)
@@ -246,7 +246,7 @@ def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:
     """Renames metrics.jsonl to an unused name and returns the new path."""
     path = pathlib.Path(workdir) / FILE
     target, number = path.with_name(FILE + ".old"), 1
-    while target.exists():
+    while os.path.exists(target):
         number += 1
         target = path.with_name(f"{FILE}.old-{number}")
     return path.rename(target)
@@ -255,7 +255,7 @@ def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:
 def truncate_metrics(workdir: str | pathlib.Path, step: int) -> None:
     """Removes the records after `step` from metrics.jsonl. Replaces the file atomically."""
     path = pathlib.Path(workdir) / FILE
-    if not path.exists():
+    if not os.path.exists(path):
         return
     kept = [record for record in read_metrics(workdir) if record["step"] <= step]
     atomic_file.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

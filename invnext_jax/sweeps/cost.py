@@ -6,6 +6,7 @@ same shapes share a plan, and plans are kept in `plans.json` in the folder of th
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class _PlanCache:
 
     def __init__(self, path: Path | None):
         self._path, self._plans = path, {}
-        if path is not None and path.is_file():
+        if path is not None and os.path.isfile(path):
             try:
                 tree = json_file.read_object(path)
                 self._plans = dict(tree["plans"]) if tree.get("format") == _FORMAT else {}

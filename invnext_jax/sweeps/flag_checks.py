@@ -1,5 +1,6 @@
 """Checks which flags of `launch/sweep.py` have an effect together and agree with the sweep."""
 
+import os
 from collections.abc import Sequence
 
 from invnext_jax.errors import UserError
@@ -85,7 +86,7 @@ def check_executor(
     Raises:
       UserError: the sweep was started on another system.
     """
-    if (is_given and has_config) or not folder.exists():
+    if (is_given and has_config) or not os.path.exists(folder):
         return
     try:
         recorded = folder.read_sweep().executor

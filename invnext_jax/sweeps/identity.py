@@ -178,15 +178,15 @@ def hash_weights(path: str) -> str:
 
 def _find_files(path: Path) -> list[Path]:
     """Returns the files whose content decides what is read from a path."""
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
     folder = path / reader.CHECKPOINTS_FOLDER
     if steps := reader.finished_steps(folder):
         newest = folder / str(steps[-1])
         listed = newest / checksums.CHECKSUMS_FILE  # it contains the hashes of all other files
-        if listed.is_file():
+        if os.path.isfile(listed):
             return [listed]
-        return sorted(filter(Path.is_file, storage.list_files(newest)))
+        return sorted(filter(os.path.isfile, storage.list_files(newest)))
     return sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ def _last_checkpoint(workdir: Path) -> int:
 
 
 def _read_evaluation(workdir: Path) -> Outcome:
-    if not (workdir / results_file.RESULTS).is_file():
+    if not os.path.isfile(workdir / results_file.RESULTS):
         return Outcome(False)
     try:
         rows = results_file.read_results(workdir)["rows"]

@@ -5,6 +5,7 @@ a state is written before and after each action. The runner can therefore be kil
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -259,7 +260,7 @@ def retry_failed(folder: SweepFolder, sweep: ExpandedSweep) -> list[str]:
             continue
         failed[name] = state
         workdir = planned.job.workdir
-        if state.reason == outcome_lib.NON_FINITE and workdir.exists():
+        if state.reason == outcome_lib.NON_FINITE and os.path.exists(workdir):
             number = sum(1 for _ in workdir.parent.glob(f"{name}.non-finite-*")) + 1
             workdir.rename(workdir.with_name(f"{name}.non-finite-{number}"))
         folder.write_state(name, JobState())

@@ -226,7 +226,7 @@ def find_kind(step: Step) -> Kind:
 @functools.cache
 def _read_config(source: str) -> ml_collections.ConfigDict:
     path, colon, variant = source.partition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no config file {path!r}, which a sweep uses: see configs")
     spec = importlib.util.spec_from_file_location(f"_config_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import inspect
 import math
+import os
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
         the baseline.
     """
     path, _, rest = source.partition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no sweep file {path!r}: see the folder configs/sweeps")
     module = _import_file(path)
     function, arguments = _find_function(module, path, rest.split(",") if rest else [])

@@ -141,7 +141,7 @@ class SweepFolder:
 
     def exists(self) -> bool:
         """Returns whether the folder has a sweep."""
-        return self._sweep.is_file()
+        return os.path.isfile(self._sweep)
 
     def write_sweep(self, sweep: ExpandedSweep) -> None:
         """Writes the description of the sweep."""
@@ -171,7 +171,7 @@ class SweepFolder:
         that has not started. The command of the sweep then reads the state from the workdir.
         """
         path = self._state_path(name)
-        if not path.is_file():
+        if not os.path.isfile(path):
             return JobState()
         try:
             return _parse_state(json_file.read_object(path))
@@ -200,7 +200,7 @@ class SweepFolder:
 
     def stop_requested(self) -> bool:
         """Returns whether the command that runs in the folder should stop."""
-        return self._stop.exists()
+        return os.path.exists(self._stop)
 
     def clear_stop_request(self) -> None:
         """Removes the request to stop."""

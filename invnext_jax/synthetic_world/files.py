@@ -87,7 +87,7 @@ def _prepare_folder(spec: WorldSpec, out_dir: Path) -> None:
     expected |= {name: value for name, value in _options(spec).items() if value is not None}
     path = out_dir / "spec.json"
     for folder in (out_dir / spec.split, out_dir / "gt", out_dir / "gt" / spec.split):
-        if folder.is_symlink():
+        if os.path.islink(folder):
             raise UserError(f"{folder} is a symbolic link: remove it, or use a different folder")
         folder.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(path):

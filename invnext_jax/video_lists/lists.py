@@ -56,15 +56,15 @@ def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
       UserError: The file is missing, empty or invalid, or its format is unknown.
     """
     path = Path(list_path)
-    if options.videos and not Path(options.videos).is_dir():
+    if options.videos and not os.path.isdir(options.videos):
         raise UserError(f"the folder {options.videos!r} of videos does not exist: set --videos")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(
             f"the folder or list {os.fspath(list_path)!r} does not exist: correct the path"
         )
     if published_lists.is_hmdb51(path):
         videos = published_lists.read_hmdb51(path, options)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         videos = _read_folder(path, options)
     else:
         videos = _read_text(path, text_tables.read_text(path), options)

@@ -114,7 +114,7 @@ def read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
         refuse_segments(f"list {path}", row)
     labels_path = path.with_name("labels.json")
     ids, ids_file = class_ids.assign(
-        class_names, options, path, labels_path if labels_path.is_file() else None
+        class_names, options, path, labels_path if os.path.isfile(labels_path) else None
     )
     files = FileFinder(options.videos or path.parent)
     source = options.source or "ssv2"
@@ -152,7 +152,7 @@ def find_entry(
 
 def is_hmdb51(path: Path) -> bool:
     """Returns whether `path` is a split file of HMDB51 or a folder of such files."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return any(HMDB51_FILE.fullmatch(name) for name in os.listdir(path))
     return HMDB51_FILE.fullmatch(path.name) is not None and any(
         _split_hmdb51(line) for line in text_tables.split_lines(text_tables.read_text(path))
@@ -178,7 +178,7 @@ def read_hmdb51(path: Path, options: ListOptions) -> VideoList:
             f"{path} contains training and test videos of HMDB51: set --split=train, --split=test "
             "or --split=all"
         )
-    match = None if path.is_dir() else HMDB51_FILE.fullmatch(path.name)
+    match = None if os.path.isdir(path) else HMDB51_FILE.fullmatch(path.name)
     folder, fold = (path.parent, match["fold"]) if match else (path, str(options.fold))
     found = (HMDB51_FILE.fullmatch(name) for name in sorted(os.listdir(folder)))
     lists = {m["name"]: folder / m[0] for m in found if m and m["fold"] == fold}
@@ -224,7 +224,7 @@ def read_ucf101(path: Path, text: str, options: ListOptions) -> VideoList | None
                 f"and {row['label']}: correct the list"
             )
     index = path.with_name("classInd.txt")
-    known = _read_class_index(index) if index.is_file() else None
+    known = _read_class_index(index) if os.path.isfile(index) else None
     names = [row["name"] for row in rows]
     if known and not options.classes and set(names) <= known.keys():
         ids, ids_file = known, str(index)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +64,7 @@ def read_status(
             text += f"; the last record is {age / 60:.0f} minutes old"
         return RunStatus("running", text, share, saved)
     if not records and saved is None:
-        missing = "" if workdir.is_dir() else "; the folder does not exist yet"
+        missing = "" if os.path.isdir(workdir) else "; the folder does not exist yet"
         return RunStatus("not started", f"no step is logged{missing}", share)
     if reason := _read_abort_reason(workdir, saved):
         return RunStatus("failed", reason, share, saved)

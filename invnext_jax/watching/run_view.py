@@ -1,6 +1,7 @@
 """The sections of the page of a run."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -128,7 +129,7 @@ def read_record(workdir: Path) -> dict[str, Any]:
     except (UserError, OSError):  # there is no checkpoint, or it was just removed
         record = {"step": 0, "git": None, "versions": {}}
     path = workdir / "config.json"
-    if path.is_file():  # newer than the checkpoint if the run was resumed
+    if os.path.isfile(path):  # newer than the checkpoint if the run was resumed
         advice = "start the run again"
         config = json_file.read_object(path, advice)
         run_record.check_config(config, str(path))

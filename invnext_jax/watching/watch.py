@@ -1,5 +1,6 @@
 """Shows a run or a sweep on a local web page until Ctrl-C."""
 
+import os
 from pathlib import Path
 
 from invnext_jax import sanitize
@@ -52,9 +53,9 @@ def open_server(folder: Path, port: int, clips: int, seconds: float = SECONDS) -
     Raises:
       UserError: `folder` is a file or the workdir of an evaluation, or the port cannot be used.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder: give the workdir of a run or of a sweep")
-    if (folder / results_file.RESULTS).is_file():
+    if os.path.isfile(folder / results_file.RESULTS):
         raise UserError(
             f"{folder} is the workdir of an evaluation: use launch/report.py, or give the workdir "
             "of a run or the folder of a sweep"

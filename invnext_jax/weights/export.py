@@ -7,6 +7,7 @@ modules.
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def open_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     path, json_path = Path(path), description_path(path)
     for file in (path, json_path):
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise UserError(
                 f"there is no file {file}: give the path of a .safetensors file that "
                 "launch/export.py or launch/import_weights.py wrote, next to its .json file"

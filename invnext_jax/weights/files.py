@@ -6,6 +6,7 @@ Neither PyTorch nor pickle is used.
 import dataclasses
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,10 +85,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
       UserError: there is no checkpoint, the file is a pickle, or a file is missing or damaged.
     """
     source = Path(source)
-    if source.is_dir():
+    if os.path.isdir(source):
         return Checkpoint(_strip_wrappers(_open_folder(source), source), _read_config(source))
     _reject_pickle(source)
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise UserError(f"there is no file or folder {source}: check the path")
     return Checkpoint(_strip_wrappers(_open_file(source), source), _read_config(source.parent))
 
@@ -187,9 +188,9 @@ def require_values(config: Mapping[str, Any], supported: Mapping[str, Any]) -> N
 
 
 def _open_folder(folder: Path) -> dict[str, LazyTensor]:
-    if (folder / SINGLE_FILE).is_file():
+    if os.path.isfile(folder / SINGLE_FILE):
         return _open_file(folder / SINGLE_FILE)
-    if (folder / INDEX_FILE).is_file():
+    if os.path.isfile(folder / INDEX_FILE):
         return _open_shards(folder)
     for path in sorted(folder.iterdir()):
         _reject_pickle(path)
@@ -205,7 +206,7 @@ def _open_shards(folder: Path) -> dict[str, LazyTensor]:
     _check_count(len(files), folder / INDEX_FILE)
     # Only the file name is used, so that the index cannot refer to files outside the folder.
     shards = sorted({Path(str(file)).name for file in files.values()})
-    existing = {path.name for path in folder.iterdir() if path.is_file()}
+    existing = {path.name for path in folder.iterdir() if os.path.isfile(path)}
     missing = [shard for shard in shards if shard not in existing]
     if missing:
         raise UserError(
@@ -285,9 +286,8 @@ def _reader(path: Path, opened: Any, name: str) -> Callable[[], np.ndarray]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    return (
-        json_file.read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
-    )
+    path = folder / "config.json"
+    return json_file.read_object(path) if os.path.isfile(path) else {}
 
 
 def _reject_pickle(path: Path) -> None:

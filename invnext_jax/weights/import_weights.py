@@ -7,6 +7,7 @@ message lists all mismatches.
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,9 @@ def import_weights(
     if kind not in KINDS:
         raise UserError(f"--kind={kind} must be one of {', '.join(KINDS)}")
     out, json_path = Path(out), description_path(out)
-    if not overwrite and (out.exists() or json_path.exists()):
+    if not overwrite and (os.path.exists(out) or os.path.exists(json_path)):
         raise UserError(f"{out} or its .json file exists: change --out or add --overwrite")
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UserError(f"--out={out} is a folder: specify a .safetensors file")
     checkpoint = open_checkpoint(source)
     if kind in image_models.FAMILIES:

@@ -1,6 +1,7 @@
 """Preprocessing of the pixels, as described in the files next to weights in Hugging Face format."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def find_preprocessors(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for name, section in _PLACES:
         path = folder / name
-        content = json_file.read_object(path) if path.is_file() else {}
+        content = json_file.read_object(path) if os.path.isfile(path) else {}
         if section:
             content = content.get(section, {})
         if not isinstance(content, Mapping):
@@ -57,7 +58,7 @@ def check_pixel_stats(
     Raises:
       UserError: a file is invalid or has other values.
     """
-    folder = source if source.is_dir() else source.parent
+    folder = source if os.path.isdir(source) else source.parent
     for path, content in find_preprocessors(folder).items():
         for name, expected in zip(IMAGENET, stats, strict=True):
             values = content.get(name, expected.tolist())

@@ -6,6 +6,7 @@ config.json has the sizes in the section `model_config`. model.safetensors uses 
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _VARIANTS = {(768, 12): ("base", 0.1), (1024, 24): ("large", 0.2), (1408, 40): (
 
 def is_published(path: str | Path) -> bool:
     """Returns whether a path is a folder with weights in one file, unlike the workdir of a run."""
-    return (Path(path) / SINGLE_FILE).is_file()
+    return os.path.isfile(Path(path) / SINGLE_FILE)
 
 
 def model_config(encoder: Any) -> dict[str, Any]:

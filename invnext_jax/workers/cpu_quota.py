@@ -86,7 +86,7 @@ def _mounts(proc: pathlib.Path) -> Iterator[_Mount]:
 def _read_quota(folder: pathlib.Path) -> float:
     """Returns the quota that the files of a cgroup specify, in cores; infinity if there is none."""
     with contextlib.suppress(OSError, ValueError):
-        if (folder / "cpu.max").exists():
+        if os.path.exists(folder / "cpu.max"):
             quota, period = (folder / "cpu.max").read_text().split()
         else:
             quota = (folder / "cpu.cfs_quota_us").read_text().strip()

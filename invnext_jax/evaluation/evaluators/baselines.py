@@ -10,6 +10,7 @@ x0 y0 x1 y1, visibility).
 """
 
 import functools
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -161,7 +162,7 @@ def load_boxes(videos: Iterable[str]) -> np.ndarray | None:
       ground truth, or a file is damaged.
     """
     paths = [world.find_file(Path(video)) for video in videos]
-    if not all(path.is_file() for path in paths):
+    if not all(os.path.isfile(path) for path in paths):
         return None
     tracks = []
     try:

@@ -8,6 +8,7 @@ Shape key: b videos, v views.
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class FeatureFolder:
         return self.folder / f"{chunk:06d}-{kind}.npy"
 
     def _is_finished(self, chunk: int) -> bool:
-        if not self._marker(chunk).is_file():
+        if not os.path.isfile(self._marker(chunk)):
             return False
         try:
             found = self._read_marker(chunk)

@@ -1,5 +1,6 @@
 """Saves the training state of an evaluation in one file, from which a repeated command resumes."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class StateFile(NamedTuple):
         """
         # No process may replace the file before all processes have read it.
         with consensus.all_hosts_agree(f"reading {self.path.name}"):
-            if not self.path.is_file():
+            if not os.path.isfile(self.path):
                 return state, 0
             try:
                 return self._read(state)

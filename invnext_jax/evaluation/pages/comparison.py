@@ -1,6 +1,7 @@
 """Writes a web page that compares evaluations: tables, differences, learning curves and videos."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("each evaluation must be listed only once: remove the repeated workdir")
     for path in paths:
-        if not (path / results_file.RESULTS).is_file():
+        if not os.path.isfile(path / results_file.RESULTS):
             raise UserError(
                 f"{path} has no {results_file.RESULTS}: specify the --workdir of launch/evaluate.py"
             )

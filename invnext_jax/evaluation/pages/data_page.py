@@ -12,6 +12,7 @@ import collections
 import csv
 import functools
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
     reasons = {}
     for name in manifest_lib.split_names(manifest_lib.find_manifests(manifests)):
         path = Path(name).with_suffix(".quarantine.csv")
-        if path.is_file():
+        if os.path.isfile(path):
             try:
                 with regular_file.open_binary(path, MAX_QUARANTINE_BYTES) as file:
                     text = io.TextIOWrapper(

@@ -1,6 +1,7 @@
 """Learning curves of runs of which several checkpoints were evaluated."""
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _read_steps(evaluation: Evaluation) -> list[Evaluation]:
     for step in dict.fromkeys(evaluation.results.get("steps", ())):
         folder = results_file.step_folder(evaluation.folder, step)
         path = folder / results_file.RESULTS
-        if not path.is_file():
+        if not os.path.isfile(path):
             continue
         size += path.stat().st_size
         if size <= results_file.MAX_BYTES:

@@ -1,6 +1,7 @@
 """Writes a self-contained web page with the tables, curves and clips of runs and evaluations."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ def write_report(
         raise UserError("specify the workdirs of the runs and evaluations to report on")
     runs, results = [], read_evaluations(folders)
     for folder in map(Path, folders):
-        if (folder / results_file.RESULTS).is_file():
+        if os.path.isfile(folder / results_file.RESULTS):
             continue
-        if (folder / "checkpoints").is_dir():
+        if os.path.isdir(folder / "checkpoints"):
             record = run_record.read_run_record(folder)
             runs.append(ReportedRun(folder, record, metrics_file.read_numbers(folder)))
         else:
@@ -74,7 +75,7 @@ def _find_clips(runs, results, count: int) -> dict[str, Any] | None:
 
 def read_evaluations(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Returns the results of those folders that are workdirs of evaluations, with their paths."""
-    paths = [path for path in map(Path, folders) if (path / results_file.RESULTS).is_file()]
+    paths = [path for path in map(Path, folders) if os.path.isfile(path / results_file.RESULTS)]
     return [{**results_file.read_results(path), "workdir": str(path.resolve())} for path in paths]
 
 

@@ -5,6 +5,7 @@ Shape key: b clips, t frames, h w pixels, c channels, y x rows and columns of pa
 
 import itertools
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ def _name_clips(manifest: str, paths: Mapping[int, str]) -> list[str] | None:
     """
     path = Path(manifest)
     path = path.with_name(f"{path.stem}.captions.jsonl")
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         lines = _read_lines(path, paths)

@@ -111,8 +111,8 @@ def hash_files(config: Any) -> str:
     """
     digest = hashlib.sha256()
     folder = Path(config.text.encoder)
-    if config.text.encoder and folder.is_dir():
-        paths = sorted(map(str, filter(Path.is_file, folder.iterdir())))
+    if config.text.encoder and os.path.isdir(folder):
+        paths = sorted(str(path) for path in folder.iterdir() if os.path.isfile(path))
         for found in video_digests.digest_files(paths, config.data.clip_seconds):
             digest.update(f"{found}\n".encode())
     named = [find_file(config, name) for name in ("train_captions", "val_captions", "choices")]
@@ -122,7 +122,7 @@ def hash_files(config: Any) -> str:
         for name in manifest_lib.list_manifests(config[f"{split}_manifest"])
     ]
     for path in map(Path, [*filter(None, named), *map(_captions_path, manifests)]):
-        if path.is_file():
+        if os.path.isfile(path):
             try:
                 with regular_file.open_binary(path, captions_lib.MAX_BYTES) as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())

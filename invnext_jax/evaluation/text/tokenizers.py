@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import importlib.util
+import os
 import re
 import weakref
 from collections.abc import Sequence
@@ -148,7 +149,7 @@ class FileTokenizer:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"{path.parent} has no {FILE}: download it, or write it with transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
@@ -222,7 +223,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     """Returns the contents of the files in `SPECIAL` and `SETTINGS`; missing files are skipped."""
     found = {}
     for name in (SPECIAL, SETTINGS):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             found |= json_file.read_object(folder / name, ADVICE)
     return found
 

@@ -195,7 +195,7 @@ class Kitti(DepthFolders):
 
 
 def _list_drives(root: Path, split: str) -> list[str]:
-    if (root / f"{split}.txt").is_file():
+    if os.path.isfile(root / f"{split}.txt"):
         return images.read_list(root / f"{split}.txt")
     found = sorted(path.parents[1].name for path in (root / split).glob(f"*/{DEPTH}"))
     if not found:

@@ -159,7 +159,7 @@ def write_manifests(
       UserError: The annotations cannot be read, or `videos` does not exist.
     """
     root, videos, out_dir = Path(root), Path(videos), Path(out_dir)
-    if not videos.is_dir():
+    if not os.path.isdir(videos):
         raise UserError(f"{videos} does not exist: use the folder with <participant>/videos")
     names = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
     parts = {split: read_annotations(root / name, fps) for split, name in names.items()}

@@ -77,7 +77,7 @@ class JhmdbJoints:
                 "extract the splits of JHMDB there"
             )
         for part in ("Rename_Images", "joint_positions"):
-            if not (root / part).is_dir():
+            if not os.path.isdir(root / part):
                 raise UserError(f"{root / part} does not exist: extract this part of JHMDB")
         self._root = root
         self.videos = np.arange(len(self.clips), dtype=np.int32)
