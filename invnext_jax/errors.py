@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import functools
 import glob
 import importlib.util
@@ -9,20 +10,26 @@ import operator
 import os
 import re
 import sys
-import threading
-import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from absl import app, flags, logging
 
 from invnext_jax import sanitize
-from invnext_jax.command_output import make_output_resilient
+from invnext_jax.command_output import make_output_resilient, sanitize_output
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 class UserError(ValueError):
-    """An error in the user's input (config, path, checkpoint). Its message says what to change."""
+    r"""An error in the user's input (config, path, checkpoint). Its message says what to change.
+
+    The first argument is the message, and each further one a line below it. New lines in them are
+    parts of names. They become `\n`, so that a name cannot look like a line of the program.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(sanitize.escape_lines(str(line)) for line in self.args)
 
 
 class NonFiniteError(RuntimeError):
@@ -72,7 +79,8 @@ def summarize_error(error: BaseException) -> str:
 def exit_on_user_error() -> Iterator[None]:
     """Prints a `UserError` or `NonFiniteError` as one line on standard error, and exits.
 
-    The exit code is 2 for a `UserError` and 3 for a `NonFiniteError`.
+    The exit code is 2 for a `UserError` and 3 for a `NonFiniteError`. An `OSError` of a file that
+    must not be used, or whose name is too long, is like a `UserError`.
     """
     try:
         yield
@@ -80,6 +88,12 @@ def exit_on_user_error() -> Iterator[None]:
         text = sanitize.shorten(str(error), sanitize.MAX_MESSAGE)
         print(f"error: {sanitize.for_display(text)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 3)
+    except OSError as error:
+        if error.errno not in _REFUSED or error.filename is None:
+            raise
+        text = f"{error.filename} cannot be read or written ({error.strerror}): check the path"
+        print(f"error: {sanitize.escape_lines(sanitize.redact_urls(text))}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run_command(
@@ -115,57 +129,6 @@ def run_command(
             return rest
 
     app.run(guarded, flags_parser=parse)
-
-
-def sanitize_output() -> None:
-    """Removes terminal escapes and URL secrets from the log, tracebacks and standard output.
-
-    Progress bars on standard error are not changed, because they need control characters and
-    contain no names. All processes call this once.
-    """
-    sys.stdout = _SanitizedStream(sys.stdout)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # the log needs the defaults of its flags
-    logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(_SanitizedFormatter())
-    sys.excepthook = _print_sanitized_traceback
-    threading.excepthook = lambda args: _print_sanitized_traceback(*args[:3])
-    warnings.formatwarning = _format_sanitized_warning
-
-
-class _SanitizedStream:
-    """A text stream that applies `sanitize.for_display` to all text."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._stream.write(sanitize.for_display(text))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class _SanitizedFormatter(logging.PythonFormatter):
-    def format(self, record: Any) -> str:
-        return _sanitize(super().format(record))
-
-
-def _print_sanitized_traceback(kind: Any, error: BaseException, trace: Any) -> None:
-    text = "".join(traceback.format_exception(kind, error, trace)) * (kind is not SystemExit)
-    print(_sanitize(text), end="", file=sys.stderr)
-
-
-def _sanitize(text: str) -> str:
-    return sanitize.for_display(sanitize.shorten(text, sanitize.MAX_LOG_ENTRY))
-
-
-_format_warning = warnings.formatwarning
-
-
-def _format_sanitized_warning(*args: Any, **options: Any) -> str:
-    return _sanitize(_format_warning(*args, **options))
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

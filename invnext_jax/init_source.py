@@ -105,7 +105,8 @@ def check_source(
     if changed:
         raise UserError(
             f"the run config.init_from={config.init_from} was made with different values; use its "
-            "values, or leave the part out of config.init_parts:\n  " + "\n  ".join(changed)
+            "values, or leave the part out of config.init_parts:",
+            *changed,
         )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 # Control characters except tab and newline, and characters that change the text direction.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LINE_ENDS = re.compile("[\n\u2028\u2029]")  # those of `str.splitlines` that are no controls
 _URL = re.compile(
     r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]{0,40})://"  # the limit makes the search linear
     r"(?P<user>[^\s/?#'\"<>]*@)?"
@@ -67,7 +68,16 @@ def redact_tree(tree: Any) -> Any:
 
 def escape_controls(text: str) -> str:
     r"""Replaces control characters, except tab and newline, with escapes such as `\x1b`."""
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _CONTROLS.sub(_escape, text)
+
+
+def escape_lines(text: str) -> str:
+    r"""Replaces control characters, except tab, and ends of lines with escapes such as `\n`."""
+    return _LINE_ENDS.sub(_escape, escape_controls(text))
+
+
+def _escape(match: re.Match) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def is_line(text: str) -> bool:

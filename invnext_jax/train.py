@@ -5,7 +5,6 @@ The same call resumes a run that was killed. The results are bitwise identical.
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -216,8 +215,8 @@ def _describe_run(
             broadcast.value, own, run_metadata.PER_HOST_FIELDS
         ):
             raise UserError(
-                "this process has a different config or manifest than process 0. Use the "
-                "same for all:\n  " + "\n  ".join(changed)
+                "config or manifest differs from that of process 0. Use the same for all:",
+                *changed,
             )
         video_digests.check_hosts(broadcast.value, own)
         evaluated_videos.check_hosts(broadcast.value, own)
@@ -280,7 +279,7 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
       UserError: the earlier run had a different config.
     """
     path = workdir / metrics_file.FILE
-    if jax.process_index() != 0 or not os.path.exists(path) or not path.stat().st_size:
+    if jax.process_index() != 0 or not path.exists() or not path.stat().st_size:
         return
     try:
         changed = checkpointer.changed_fields(json.loads((workdir / "config.json").read_text()))
@@ -289,7 +288,8 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
     if changed:
         raise UserError(
             f"{workdir} has metrics of a run with a different config and no checkpoint. Use "
-            "a different --workdir, or restore these values:\n  " + "\n  ".join(changed)
+            "a different --workdir, or restore these values:",
+            *changed,
         )
     try:
         kept = metrics_file.rename_metrics_file(workdir)

@@ -1,4 +1,7 @@
+import errno
+import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from invnext_jax import errors
+from invnext_jax import command_output, errors
 from invnext_jax.errors import NonFiniteError, UserError
 
 # ml_collections loads config files in a way that Python 3.15 will drop.
@@ -103,6 +106,31 @@ def test_an_error_for_the_user_is_a_line_and_an_exit_code(error, code, capsys):
         raise error("change this")
     assert caught.value.code == code
     assert capsys.readouterr().err == "error: change this\n"
+
+
+def test_new_lines_of_names_do_not_begin_a_line(capsys):
+    name = "a\nWrote b\u2028Wrote c\r\nINFO: all is well"
+    with pytest.raises(SystemExit), errors.exit_on_user_error():
+        raise UserError(f"{name} is bad:", "row 1", f"row {name}")
+    escaped = r"a\nWrote b\u2028Wrote c\r\nINFO: all is well"
+    expected = f"error: {escaped} is bad:\n  row 1\n  row {escaped}\n"
+    assert capsys.readouterr().err == expected
+    error = pickle.loads(pickle.dumps(UserError("a:", "row")))
+    assert str(error) == "a:\n  row"
+
+
+def test_new_lines_of_names_do_not_begin_an_entry_of_the_log():
+    record = logging.LogRecord("absl", logging.WARNING, "a.py", 1, "bad %s", ("a\nI b",), None)
+    assert command_output._SanitizedFormatter().format(record).endswith("bad a\n  I b")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG])
+def test_a_file_that_must_not_be_used_is_a_line_and_an_exit_code(number, capsys):
+    with pytest.raises(SystemExit) as caught, errors.exit_on_user_error():
+        raise OSError(number, "reason", "a\nb")
+    assert caught.value.code == 2
+    expected = "error: a\\nb cannot be read or written (reason): check the path\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_long_errors_keep_the_end_that_says_what_to_change(capsys):

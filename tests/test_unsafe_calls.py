@@ -1,4 +1,4 @@
-"""No code executes the content of files or strings, read from the source with `ast`."""
+"""No code runs the content of files, or tests paths with methods that raise; read with `ast`."""
 
 import ast
 from pathlib import Path
@@ -16,6 +16,26 @@ def sources(folder):
 # Functions that execute the content of a file or a string.
 UNSAFE = {"eval", "exec", "compile", "system", "popen", "Unpickler", "unsafe_load", "full_load"}
 UNSAFE_ARGUMENTS = {"allow_pickle", "shell"}
+
+
+# Methods of `pathlib.Path` that raise an error in Python 3.11 for links to long names and for files
+# in folders that cannot be searched. The functions of `os.path` return False.
+RAISING_METHODS = {"exists", "is_file", "is_dir", "is_symlink"}
+# Their paths may be in a bucket, or are those of the run's own workdir, or not those of `pathlib`.
+OTHER_PATHS = {
+    *("train.py", "loop.py", "checkpointing/storage.py", "checkpointing/workdir.py"),
+    *("dataset_prep/sharding.py", "dataset_prep/shard_writer.py", "dataset_prep/shard_metadata.py"),
+    *("video_lists/folder_scan.py", "watching/watch.py", "sweeps/sweep_folder.py"),
+}
+
+
+def raising_calls(source):
+    nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
+    return [
+        ast.unparse(node)
+        for node in nodes
+        if node.attr in RAISING_METHODS and ast.unparse(node.value) not in ("os.path", "storage")
+    ]
 
 
 def unsafe_calls(source):
@@ -48,3 +68,16 @@ def test_no_code_executes_the_content_of_files_or_strings(folder):
 )
 def test_an_unsafe_call_is_found(source):
     assert unsafe_calls(source)
+
+
+def test_paths_are_tested_with_functions_that_do_not_raise():
+    folder = ROOT / PACKAGE
+    others = {folder / name for name in OTHER_PATHS}
+    found = {str(path): raising_calls(path.read_text()) for path in {*sources(PACKAGE)} - others}
+    assert not {path: calls for path, calls in found.items() if calls}
+
+
+@pytest.mark.parametrize("source", ["Path(p).is_file()", "(a / b).exists()", "map(Path.is_dir, p)"])
+def test_a_method_that_raises_is_found(source):
+    assert raising_calls(source)
+    assert not raising_calls("os.path.exists(p) and storage.is_dir(p)")

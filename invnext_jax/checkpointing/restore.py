@@ -83,8 +83,8 @@ def _check_record(
     if changed:
         raise UserError(
             f"the checkpoint {folder} was made with other options or data; restore these values, "
-            "or choose another --workdir and set config.init_from to this run:\n  "
-            + "\n  ".join(changed)
+            "or choose another --workdir and set config.init_from to this run:",
+            *changed,
         )
     video_digests.check_restored(folder, saved, record)
 
@@ -109,6 +109,7 @@ def _select_fields(folder: storage.Path, abstract: TrainState) -> dict[str, Any]
     if changed:
         raise UserError(
             f"the parameters in {folder} do not fit this version of the model; choose another "
-            "--workdir:\n  " + "\n  ".join(changed)
+            "--workdir:",
+            *changed,
         )
     return fields

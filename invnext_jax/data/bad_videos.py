@@ -115,7 +115,8 @@ class BadVideoTracker:
         if tried >= MIN_TRIED and bad > self._max_share * tried:
             raise UserError(
                 f"{bad} of {tried} clips are bad, more than "
-                f"config.data.max_bad_share={self._max_share}:\n{self.table()}"
+                f"config.data.max_bad_share={self._max_share}:",
+                *self._table_lines(),
             )
 
     @property
@@ -128,18 +129,23 @@ class BadVideoTracker:
         reason = next(iter(self.reasons.values()))
         return UserError(
             f"no readable video among the first {self.dropped} clips: check the manifest and the "
-            f"files, e.g. {reason}\n{self.table()}"
+            f"files, e.g. {reason}",
+            *self._table_lines(),
         )
 
     def too_many_tries_error(self, tries: int) -> UserError:
         """Returns the error for `tries` consecutive bad videos at one position of a batch."""
         return UserError(
-            f"{tries} videos in a row are bad, after {self.delivered} good clips:\n" + self.table()
+            f"{tries} videos in a row are bad, after {self.delivered} good clips:",
+            *self._table_lines(),
         )
 
     def table(self) -> str:
         """Formats the number of clips for each kind of reason, in descending order; "" if none."""
-        return "\n".join(f"{count:8d}  {kind}" for kind, count in self.kinds.most_common())
+        return "\n".join(self._table_lines())
+
+    def _table_lines(self) -> list[str]:
+        return [f"{count:8d}  {kind}" for kind, count in self.kinds.most_common()]
 
 
 class _QuarantineFile:

@@ -165,7 +165,9 @@ def all_hosts_agree(
     if own_error is not None and _describe_error(own_error, error_types)[0] == severity:
         raise own_error
     source = "" if process is None else f"{distributed.describe_process(process)}: "
-    raise (UserError if severity < 0 else error_types[severity])(source + text) from own_error
+    kind = UserError if severity < 0 else error_types[severity]
+    lines = (source + text).split("\n  ") if issubclass(kind, UserError) else [source + text]
+    raise kind(*lines) from own_error
 
 
 def _describe_error(

@@ -120,8 +120,8 @@ def read_teacher(config: Any) -> Any:
     described = _FIXED.get(described.get("kind"), {}) | described
     wrong = config_mismatches(described, config.teacher, _TEACHER)
     if wrong:
-        rows = (f"  config.teacher.{k}={old!r} must be {new!r}" for k, old, new in wrong)
-        raise UserError(f"{path} does not match the configured teacher:\n" + "\n".join(rows))
+        rows = (f"config.teacher.{k}={old!r} must be {new!r}" for k, old, new in wrong)
+        raise UserError(f"{path} does not match the configured teacher:", *rows)
     return match_tree(parts["teacher"], nn.unbox(abstract_teacher(config)), f"teacher {path}")
 
 

@@ -141,7 +141,8 @@ def check_fit(config: Any, params: Any, expected: Any) -> None:
     if changed:
         raise UserError(
             f"the parameters of config.init_from={config.init_from} do not fit this model. "
-            "Use a run with the same sizes:\n  " + "\n  ".join(changed)
+            "Use a run with the same sizes:",
+            *changed,
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from invnext_jax import atomic_file, errors
+from invnext_jax import atomic_file, command_output, errors
 from invnext_jax.checkpointing import reader, run_record, storage
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation.pages import run_clips
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--tensorboard", type=Path, help="folder of TensorBoard events to write")
     options = parser.parse_args()
     os.nice(19)
-    errors.sanitize_output()
+    command_output.sanitize_output()
     compilation.enable_cache()
     with errors.exit_on_user_error():
         workdir = storage.open_path("the run", options.workdir)

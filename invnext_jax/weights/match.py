@@ -90,10 +90,11 @@ def check_shapes(shapes: Shapes, expected: Shapes, source: str) -> None:
         pair = shapes.get(name), expected.get(name)
         if pair[0] != pair[1]:
             kind = "missing" if pair[0] is None else "surplus" if pair[1] is None else "shape"
-            rows.append(f"  {kind:8} {name}: found {pair[0]}, expected {pair[1]}")
+            rows.append(f"{kind:8} {name}: found {pair[0]}, expected {pair[1]}")
     if rows:
         count = len(rows) - _MAX_ROWS
-        table = "\n".join([*rows[:_MAX_ROWS], *([f"  and {count} more"] if count > 0 else [])])
         raise UserError(
-            f"{source} does not match the configured model. Change the file or the sizes:\n{table}"
+            f"{source} does not match the configured model. Change the file or the sizes:",
+            *rows[:_MAX_ROWS],
+            *([f"and {count} more"] if count > 0 else []),
         )

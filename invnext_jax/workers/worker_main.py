@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 
-from invnext_jax import errors
+from invnext_jax import command_output
 from invnext_jax.workers import messages
 from invnext_jax.workers.time_limits import CLOCK_BYTES, ReadClock, use_clock
 
@@ -34,7 +34,7 @@ def main(connection_file: str, shared: str) -> None:
     memory = mmap.mmap(int(shared), SHARED_BYTES)
     clock = _AlarmClock(mmap.mmap(int(shared), CLOCK_BYTES, offset=SHARED_BYTES))
     _set_up_process()
-    errors.sanitize_output()  # standard error is that of the parent
+    command_output.sanitize_output()  # standard error is that of the parent
     try:
         try:
             function = messages.receive_task(connection)

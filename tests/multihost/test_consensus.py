@@ -210,9 +210,7 @@ def test_if_one_process_raises_all_raise_and_exit_with_code_2(tmp_path):
     crashed = f"error: process 1 (host {HOST}): it ended with KeyError: 'a mistake'"
     assert (zero[3], one[3]) == (crashed, "a mistake")
     assert (zero[4], one[4]) == (f"process 1 (host {HOST}): b", "b")
-    differs = (
-        "this process has a different config or manifest than process 0. Use the same for all:"
-    )
+    differs = "config or manifest differs from that of process 0. Use the same for all:"
     assert zero[5:7] == [
         f"error: process 1 (host {HOST}): {differs}",
         "  config.total_steps: 100 -> 101",

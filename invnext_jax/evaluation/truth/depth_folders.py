@@ -20,6 +20,7 @@ annotated depth and are not used.
 Shape key: t frames, h w pixels.
 """
 
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,10 +198,10 @@ class Kitti(DepthFolders):
 def _list_drives(root: Path, split: str) -> list[str]:
     if os.path.isfile(root / f"{split}.txt"):
         return images.read_list(root / f"{split}.txt")
-    found = sorted(path.parents[1].name for path in (root / split).glob(f"*/{DEPTH}"))
+    found = sorted(glob.glob(f"*/{DEPTH}", root_dir=root / split))
     if not found:
         raise UserError(
             f"{root / split} has no folder <drive>/{DEPTH}, and {root / f'{split}.txt'} does not "
             "exist: extract the annotated depth there, or write a list of drives"
         )
-    return found
+    return [name.partition("/")[0] for name in found]

@@ -1,0 +1,57 @@
+"""Links of untrusted folders whose target no file can have are like missing files.
+
+`stat` of such a link raises an error that the methods of `pathlib.Path` do not catch.
+"""
+
+import os
+
+import pytest
+
+from invnext_jax.checkpointing import reader
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.pages import comparison, report
+from invnext_jax.evaluation.text import tokenizers
+from invnext_jax.evaluation.truth import depth_folders
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.sweeps.sweep_folder import SweepFolder
+from invnext_jax.watching import watch
+from invnext_jax.weights import files
+
+
+def link(path):
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("a" * 300)
+    with pytest.raises(OSError, match="File name too long"):
+        os.stat(path)
+
+
+CALLS = {
+    "results.json": lambda folder: report.write_report([folder], folder / "page.html", 0),
+    "checkpoints": lambda folder: report.write_report([folder], folder / "page.html", 0),
+    "./results.json": lambda folder: comparison.write_comparison(
+        [folder, folder / "other"], folder / "page.html"
+    ),
+    "./checkpoints": lambda folder: reader.restore_run(folder),
+    "model.safetensors": files.open_checkpoint,
+    "model.safetensors.index.json": files.open_checkpoint,
+    "weights": lambda folder: files.open_checkpoint(folder / "weights"),
+    "tokenizer.json": lambda folder: tokenizers._check_file(folder / "tokenizer.json"),
+    "train.txt": lambda folder: depth_folders._list_drives(folder, "train"),
+    "train/drive": lambda folder: depth_folders._list_drives(folder, "train"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_command_ends_with_one_sentence(name, tmp_path):
+    link(tmp_path / name)
+    with pytest.raises(UserError):
+        CALLS[name](tmp_path)
+
+
+def test_a_page_a_sweep_and_metrics_are_read_without_the_file(tmp_path):
+    for name in ("results.json", "config.json", "sweep.json", "metrics.jsonl"):
+        link(tmp_path / name)
+    watch.open_server(tmp_path, 0, 0).server_close()
+    assert not SweepFolder(tmp_path).exists()
+    assert not metrics_file.read_metrics(tmp_path)
+    assert reader.finished_steps(tmp_path / "config.json") == []
