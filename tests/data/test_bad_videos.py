@@ -39,7 +39,7 @@ def test_bad_share_is_checked_from_a_hundred_clips_on():
         bad_videos.count_bad(bad(f"{number}.mp4", "corrupt" if number % 3 else "missing"))
     with pytest.raises(UserError, match="99 of 100 clips are bad") as caught:
         bad_videos.count_bad(bad("last.mp4"))
-    assert str(caught.value).endswith("      65  corrupt\n      34  missing")
+    assert str(caught.value).endswith("      65  corrupt\n        34  missing")
 
 
 def test_processes_of_a_run_share_one_list(tmp_path):
