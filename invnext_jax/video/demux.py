@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 import av
 from av.stream import Disposition
 
-from invnext_jax import regular_file
-
 MAX_PIXELS = 2**26  # limit per frame, twice 8K; a damaged header may specify far more
 MAX_EXTRADATA_BYTES = 2**24  # FFmpeg copies and scans them many times; usually less than 1 kB
 # The demuxers that FFmpeg may use. Each of them reads only one file. Playlists, session
@@ -259,7 +257,7 @@ def decode_all(stream) -> Iterator[tuple[int, av.VideoFrame]]:
 def read_head(source) -> bytes:
     """Reads the first bytes of a file. The position of an open file does not change."""
     if not hasattr(source, "read"):
-        with regular_file.open_regular(source) as file:
+        with open(source, "rb") as file:
             return file.read(HEAD_BYTES)
     position = source.tell()
     source.seek(0)
