@@ -25,6 +25,17 @@ DAMAGE = (
 _CHUNK_BYTES = 2**20
 
 
+def describe_missing(path: str | os.PathLike) -> str:
+    """Returns why `os.path.exists` is False for a path, as a verb for a message."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "was missing"  # it was created meanwhile
+
+
 def open_number(path: str | os.PathLike, flags: int = os.O_RDONLY) -> int:
     """Opens a file, as an `opener` of `open`, and does not wait for the writer of a named pipe."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -48,6 +48,14 @@ def test_a_command_ends_with_one_sentence(name, tmp_path):
         CALLS[name](tmp_path)
 
 
+def test_the_reason_why_a_named_file_cannot_be_read_is_given(tmp_path):
+    link(tmp_path / "weights")
+    with pytest.raises(UserError, match=r"weights cannot be read \(File name too long\): check"):
+        files.open_checkpoint(tmp_path / "weights")
+    with pytest.raises(UserError, match="none does not exist: check the path"):
+        files.open_checkpoint(tmp_path / "none")
+
+
 def test_a_page_a_sweep_and_metrics_are_read_without_the_file(tmp_path):
     for name in ("results.json", "config.json", "sweep.json", "metrics.jsonl"):
         link(tmp_path / name)

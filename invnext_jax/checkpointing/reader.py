@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from invnext_jax import regular_file
 from invnext_jax.checkpointing import checksums, retention, run_metadata, storage
 from invnext_jax.checkpointing.checksums import (
     READ_ERRORS,
@@ -107,7 +108,7 @@ def describe_missing(path: str | pathlib.PurePath) -> str:
     if storage.is_dir(workdir / CHECKPOINTS_FOLDER):
         return ""
     is_there = storage.is_dir(workdir) or storage.exists(workdir)
-    return "has no checkpoint" if is_there else "does not exist"
+    return "has no checkpoint" if is_there else regular_file.describe_missing(workdir)
 
 
 def finished_steps(folder: storage.Path) -> list[int]:

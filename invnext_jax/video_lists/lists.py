@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+from invnext_jax import regular_file
 from invnext_jax.data import class_names, manifest
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
@@ -59,9 +60,8 @@ def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
     if options.videos and not os.path.isdir(options.videos):
         raise UserError(f"the folder {options.videos!r} of videos does not exist: set --videos")
     if not os.path.exists(path):
-        raise UserError(
-            f"the folder or list {os.fspath(list_path)!r} does not exist: correct the path"
-        )
+        missing = regular_file.describe_missing(path)
+        raise UserError(f"the folder or list {str(list_path)!r} {missing}: correct the path")
     if published_lists.is_hmdb51(path):
         videos = published_lists.read_hmdb51(path, options)
     elif os.path.isdir(path):

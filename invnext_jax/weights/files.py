@@ -89,7 +89,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         return Checkpoint(_strip_wrappers(_open_folder(source), source), _read_config(source))
     _reject_pickle(source)
     if not os.path.isfile(source):
-        raise UserError(f"there is no file or folder {source}: check the path")
+        raise UserError(f"{source} {regular_file.describe_missing(source)}: check the path")
     return Checkpoint(_strip_wrappers(_open_file(source), source), _read_config(source.parent))
 
 

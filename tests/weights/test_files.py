@@ -105,7 +105,7 @@ def test_truncated_file_is_an_error(tmp_path, keep):
 
 
 def test_missing_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="there is no file or folder"):
+    with pytest.raises(UserError, match="does not exist: check the path"):
         files.open_checkpoint(tmp_path / "x")
     with pytest.raises(UserError, match=r"has neither model.safetensors nor"):
         files.open_checkpoint(tmp_path)

@@ -104,7 +104,7 @@ BAD_TRUTH = {
         "zero_shot",
         nothing,
         {"text.encoder": "{folder}/siglip"},
-        "there is no file or folder .*siglip: check the path",
+        "siglip does not exist: check the path",
     ),
     "truncated depth": (
         "depth",
