@@ -89,7 +89,8 @@ class ChunkedArray:
 
     def _map(self, chunk: int) -> np.ndarray:
         path, shape, dtype, offset = self._files[chunk]
-        return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+        with regular_file.open_regular(path) as file:
+            return np.memmap(file, dtype, mode="r", offset=offset, shape=shape)
 
 
 def compute_checksum(array: np.ndarray, start: int = 0) -> int:
