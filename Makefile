@@ -16,6 +16,7 @@ DEMO_BASELINE_FLAGS ?=
 PYTEST_FLAGS ?= -n auto
 BENCHMARK_FLAGS ?=
 GPU_FLAGS ?=
+LOCK_FLAGS ?=
 TORCH ?= 2.13.0
 TRANSFORMERS ?= 5.23.0
 
@@ -74,11 +75,11 @@ gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check $(GPU_FLAGS)
 
 # Compiles both requirement files for every supported Python and platform. The full set comes first, because
-# Beam needs older versions of some packages; the small set then uses the same versions.
+# Beam needs older versions of some packages; the small set then uses the same versions. LOCK_FLAGS=--upgrade renews both.
 lock: $(PACKAGE)
 	$(PIP) uv
-	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml --extra test --extra prepare -o requirements-test.txt
-	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml -c requirements-test.txt -o requirements.txt
+	$(VENV)/bin/uv pip compile $(LOCK_FLAGS) --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml --extra test --extra prepare -o requirements-test.txt
+	$(VENV)/bin/uv pip compile $(LOCK_FLAGS) --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml -c requirements-test.txt -o requirements.txt
 
 # Compares both requirement files with the known vulnerabilities that PyPI publishes. pip-audit runs in an environment
 # of its own. With --strict, a package that PyPI does not answer for is an error.

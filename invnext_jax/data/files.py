@@ -147,7 +147,7 @@ class _RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, name: str):
-        self.name, self.read_error = name, None
+        self.name, self.read_error, self._file = name, None, None
         self._file = self._call(_open_blocks, name)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -181,7 +181,8 @@ class _RemoteFile(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._file.close()
+            if self._file is not None:  # None if the file could not be opened
+                self._file.close()
 
 
 @functools.cache

@@ -35,8 +35,7 @@ MIN_SHARE = 0.98  # a file with a smaller share of the frames or bytes in its he
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 MAX_STREAM_PACKETS = 500  # packets read to find out which of several streams are still images
 DEFAULT_BONUS = 5_000_000  # bonus in pixels that ffmpeg gives to a stream marked as the default
-# ID of the Matroska element that contains everything after the file header.
-SEGMENT = b"\x18\x53\x80\x67"
+SEGMENT = b"\x18\x53\x80\x67"  # ID of the Matroska element with all data after the header
 HEAD_BYTES = 4096  # bytes read from a file to find that element
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
 X264_EXACT = 151  # older builds deviate from the standard, so the decoder needs the build number
@@ -147,9 +146,10 @@ def _open(source, options=None) -> Iterator[av.container.InputContainer]:
 
 
 def _open_container(source, options: dict[str, str]) -> av.container.InputContainer:
+    # Metadata with an unknown text encoding must not make a video bad.
+    ignore = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
-        # Metadata with an unknown text encoding must not make a video bad.
-        return av.open(source, metadata_errors="ignore", options=options)
+        return av.open(source, options=options, **ignore)
     except av.ArgumentError as error:  # the format is unknown or not in `FORMATS`
         raise BadVideo("not a supported video container", "unknown format") from error
 

@@ -107,6 +107,8 @@ def test_damaged_checkpoint_is_moved_and_the_one_before_is_restored(toy_config, 
     assert reader.restore_run(RUN).step == 6
 
 
+# From Python 3.13 on, files that could not be closed report this once more when they are deleted.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_bucket_that_cannot_be_written_for_a_while_loses_no_record(
     whole_run, toy_config, toy_data, bucket, tmp_path, caplog
 ):

@@ -128,3 +128,11 @@ def test_an_endless_answer_of_a_web_server_is_not_read(monkeypatch):
         with pytest.raises(OSError, match="the server sent more than"):
             video_io.hash_files([f"http://127.0.0.1:{server.server_port}/list.csv"])
         server.shutdown()
+
+
+def test_a_file_that_cannot_be_opened_can_be_closed():
+    """From Python 3.13 on, the deletion of the file reports errors of `close`."""
+    file = files._RemoteFile.__new__(files._RemoteFile)
+    with pytest.raises(FileNotFoundError):
+        file.__init__("memory://no/file.mp4")
+    file.close()
