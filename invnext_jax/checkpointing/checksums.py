@@ -32,6 +32,9 @@ _NOT_CORRUPTION = (
     *(errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
     *(errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
 )
+# Files of checkpoints are compressed, so compression by a file system makes them hardly smaller.
+_MAX_SPARSE = 100  # maximum ratio of the size of the files and their space on the disk
+_MAX_UNCHECKED = 2**30  # bytes of files that may have any ratio
 _THREADS = 4  # hashing releases the GIL, so the threads run in parallel
 
 
@@ -134,14 +137,30 @@ def verify_checksums(folder: storage.Path) -> bool:
                 f"this process cannot find the checkpoint {folder}: mount the same file system on "
                 "all hosts"
             )
-        if problem := storage.find_unreadable(folder):
-            raise CorruptCheckpointError(problem)
         try:
             with storage.translate_errors():
+                if problem := storage.find_unreadable(folder) or _find_sparse(folder):
+                    raise CorruptCheckpointError(problem)
                 return _verify_share(folder)
         except OSError as error:
             reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
             raise UserError(_unreadable(folder, reason)) from error
+
+
+def _find_sparse(folder: storage.Path) -> str:
+    """Returns why hashing the files might not end, as a sentence; "" if it ends.
+
+    Sparse files, and many links to one file, have any size without being stored.
+    """
+    if storage.is_bucket(folder):
+        return ""
+    usage = storage.measure_disk_usage(folder)
+    if usage.size <= max(_MAX_UNCHECKED, _MAX_SPARSE * usage.stored):
+        return ""
+    return (
+        f"its files have {usage.size:,} bytes, but need only {usage.stored:,} bytes of the disk "
+        "because they are sparse or links to one file"
+    )
 
 
 def check_checksums_exist(record: Mapping[str, Any], has_checksums: bool) -> None:
@@ -198,6 +217,8 @@ def _verify_share(folder: storage.Path) -> bool:
 def _check_names(names: Sequence[str]) -> None:
     if any(os.path.isabs(name) or ".." in pathlib.PurePath(name).parts for name in names):
         raise CorruptCheckpointError(f"{CHECKSUMS_FILE} lists files outside the checkpoint")
+    if any(name != pathlib.PurePath(name).as_posix() for name in names):  # such as "a/./b"
+        raise CorruptCheckpointError(f"{CHECKSUMS_FILE} lists names that are not normal paths")
     try:
         "".join(names).encode()
     except UnicodeEncodeError as error:

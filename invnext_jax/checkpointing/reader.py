@@ -29,7 +29,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 
 CHECKPOINTS_FOLDER = "checkpoints"  # relative to the workdir
-_MAX_COMPRESSION = 50  # maximum ratio of the bytes of arrays and those of their files
+_MAX_COMPRESSION = 50  # maximum ratio of the bytes of arrays and those of their files on the disk
 _MAX_UNCHECKED = 2**30  # bytes of arrays that may have any ratio
 _SECTIONS = ("data", "decoder", "ema", "encoder", "eval", "predictor", "teacher")
 
@@ -147,11 +147,11 @@ def _check_memory(checkpoint: storage.Path, fields: Sequence[str]) -> None:
         )
     if size <= _MAX_UNCHECKED or storage.is_bucket(checkpoint):
         return
-    stored = sum(map(storage.file_size, storage.list_files(checkpoint)))
+    stored = storage.measure_disk_usage(checkpoint / "state").arrays
     if size > _MAX_COMPRESSION * stored:
         raise UserError(
-            f"the arrays of {checkpoint} need {size / 1e9:,.1f} GB, but its files have only "
-            f"{stored / 1e9:,.3f} GB: use another checkpoint"
+            f"the arrays of {checkpoint} need {size / 1e9:,.1f} GB, but their files have only "
+            f"{stored / 1e9:,.3f} GB on the disk: use another checkpoint"
         )
 
 

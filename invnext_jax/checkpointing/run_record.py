@@ -14,15 +14,16 @@ MAX_DEPTH = 32  # maximum number of nested sections of a config
 MAX_SECONDS = 1e6  # maximum time limit of a clip
 _ADVICE = "use another run"
 
+_LINE = field_checks.line(0, field_checks.MAX_NAME)
 _RECORD: Fields = {
-    **{"config": OBJECT, "step": COUNT, "git": field_checks.optional(TEXT)},
-    "versions": field_checks.object_of(TEXT, "an object with strings"),
+    **{"config": OBJECT, "step": COUNT, "git": field_checks.optional(_LINE)},
+    "versions": field_checks.object_of(_LINE, "an object with short lines", _LINE),
 }
 # The fields of a config that pages and exports read, by section; "" for those without a section.
 _SIZE = integer(1, 2**31)
 _CONFIG: dict[str, Fields] = {
     "": {
-        **dict.fromkeys(("stage", "variant"), TEXT),
+        **dict.fromkeys(("stage", "variant"), _LINE),
         **dict.fromkeys(("batch_size", "total_steps"), COUNT),
         "seed": integer(-(2**63), 2**63 - 1),
         **dict.fromkeys(("encoder", "data", "optimizer", "predictor", "mask"), OBJECT),
@@ -36,8 +37,8 @@ _CONFIG: dict[str, Fields] = {
         **dict.fromkeys(("learning_rate", "min_learning_rate"), NUMBER),
         "warmup_steps": COUNT,
     },
-    "predictor": {"depth": COUNT, "kind": TEXT},
-    "mask": {"kind": TEXT},
+    "predictor": {"depth": COUNT, "kind": _LINE},
+    "mask": {"kind": _LINE},
 }
 
 

@@ -1,6 +1,7 @@
 """Reads and writes the metrics of a run: metrics.jsonl and TensorBoard events."""
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -15,12 +16,13 @@ from absl import logging
 
 from invnext_jax import atomic_file, file_lock, regular_file
 from invnext_jax.errors import UserError
-from invnext_jax.field_checks import is_number
+from invnext_jax.field_checks import MAX_NAME, NAME, is_number
 from invnext_jax.monitoring.tensorboard_events import Event, EventsWriter, SessionLog, scalar
 
 FILE = "metrics.jsonl"
-MAX_LINE = 2**24  # a record has a few kB
+MAX_LINE = 2**20  # a record has a few kB
 MAX_VALUES = 2**24  # maximum number of values that a page reads
+MAX_NAMES = 2**16  # maximum number of different names of metrics that a page reads
 MAX_STEP = 2**53  # larger steps are not exact as floats, which charts use
 
 
@@ -220,26 +222,37 @@ def is_step(value: Any) -> bool:
 def read_numbers(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """Reads the records of a run that may come from an untrusted source, for charts and tables.
 
-    Values other than null and the numbers of `field_checks.is_number` are left out.
+    Values other than null and the numbers of `field_checks.is_number` are left out, as are those
+    whose name is not a line of at most `field_checks.MAX_NAME` printable characters.
 
     Raises:
-      UserError: see `read_metrics`, or there are more than `MAX_VALUES` values.
+      UserError: see `read_metrics`, or there are more than `MAX_VALUES` values, or more than
+        `MAX_NAMES` different names.
     """
     records, count, path = [], 0, pathlib.Path(workdir) / FILE
+    names: dict[str, str] = {}  # equal names of all records share their memory
     for record in _read_records(path):
-        found = keep_numbers(record)
+        found = {names.setdefault(n, n): value for n, value in keep_numbers(record).items()}
         records.append(found)
         count += len(found)
-        if count > MAX_VALUES:
+        if count > MAX_VALUES or len(names) > MAX_NAMES:
             raise UserError(
-                f"{path} has more than {MAX_VALUES:,} values: remove lines that you do not need"
+                f"{path} has more than {MAX_VALUES:,} values or {MAX_NAMES:,} different names: "
+                "remove lines that you do not need"
             )
     return records
 
 
 def keep_numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of a record that are null or a number of `field_checks.is_number`."""
-    return {name: value for name, value in record.items() if value is None or is_number(value)}
+    """Returns the values of a record that a page can show: null and numbers with short names."""
+    return {
+        name: value
+        for name, value in record.items()
+        if (value is None or is_number(value)) and len(name) <= MAX_NAME and _is_name(name)
+    }
+
+
+_is_name = functools.lru_cache(2**12)(NAME[0])  # the records of a run have the same names
 
 
 def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import socket
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invnext_jax import file_lock
+from invnext_jax import file_lock, sanitize
 from invnext_jax.checkpointing import reader
 from invnext_jax.checkpointing.workdir import LOCK
 from invnext_jax.monitoring import metrics_file
@@ -117,8 +118,17 @@ def _record_age(workdir: Path) -> float:
 
 
 def _read_abort_reason(workdir: Path, step: int | None) -> str:
-    if step is not None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            folder = workdir / reader.CHECKPOINTS_FOLDER / str(step)
-            return str(reader.read_json(folder, "meta").get("aborted", ""))
+    if step is None:
+        return ""
+    checkpoint = workdir / reader.CHECKPOINTS_FOLDER / str(step)
+    return _parse_abort_reason(checkpoint, *read_versions([checkpoint / "meta" / "metadata"]))
+
+
+@functools.lru_cache(maxsize=1)
+def _parse_abort_reason(checkpoint: Path, _version: tuple[int, int, int] | None) -> str:
+    """Returns the reason as a short text; "" if there is none. `_version` is that of the file."""
+    with contextlib.suppress(OSError, ValueError):
+        reason = reader.read_json(checkpoint, "meta").get("aborted", "")
+        if isinstance(reason, str):
+            return sanitize.for_display(sanitize.shorten(reason[: sanitize.MAX_MESSAGE]))
     return ""

@@ -1,7 +1,9 @@
 import errno
 import json
 import os
+import pathlib
 import shutil
+import types
 
 import pytest
 
@@ -107,6 +109,58 @@ def test_deeply_nested_folders_are_corruption(step, nest_folders):
         checksums.verify_checksums(step)
     assert len(list(storage.list_files(step))) > 2
     storage.remove_folder(step / "deep/d")  # fails without an error
+
+
+@pytest.mark.parametrize("name", ["state/./a", "state//a", "./state/a", "state/a/", "."])
+def test_names_that_may_repeat_a_file_are_corruption(step, name, monkeypatch):
+    monkeypatch.setattr(checksums, "_size_and_digest", None)  # no file is hashed
+    (step / "sums.json").write_text(json.dumps({"state/a": [0, ""], name: [0, ""]}))
+    with pytest.raises(CorruptCheckpointError, match="lists names that are not normal paths"):
+        checksums.verify_checksums(step)
+
+
+def sparse(folder):
+    with open(folder / "state/d/sparse", "wb") as file:
+        file.truncate(2**40)
+
+
+def hard_links(folder):
+    path = folder / "state/d/0"
+    path.write_bytes(bytes(2**20))
+    for number in range(1, 1200):
+        os.link(path, path.with_name(str(number)))
+
+
+def symbolic_links(folder):
+    (folder / "state/d/0").write_bytes(bytes(2**20))
+    for number in range(1, 1200):
+        (folder / f"state/d/{number}").symlink_to("0")
+
+
+@pytest.mark.parametrize("make", [sparse, hard_links, symbolic_links])
+def test_files_that_take_no_space_on_the_disk_are_not_hashed(step, make, monkeypatch):
+    make(step)
+    monkeypatch.setattr(checksums, "_size_and_digest", None)
+    with pytest.raises(CorruptCheckpointError, match="because they are sparse or links to one"):
+        checksums.verify_checksums(step)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 50])
+def test_checkpoints_on_other_file_systems_pass(step, blocks, monkeypatch):
+    """Some file systems compress files, and some do not report the space on the disk."""
+    stat = pathlib.Path.stat
+
+    def fake_stat(path, **options):
+        found = stat(path, **options)
+        share = blocks * found.st_size // 50 // 512 + bool(blocks)
+        return types.SimpleNamespace(
+            **{name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+            | {"st_blocks": share}
+        )
+
+    monkeypatch.setattr(checksums, "_MAX_UNCHECKED", 0)
+    monkeypatch.setattr(pathlib.Path, "stat", fake_stat)
+    assert checksums.verify_checksums(step)
 
 
 @pytest.mark.parametrize("row", [["x" * 10**6, ""], [-1, ""], [True, ""], [1, 2]])

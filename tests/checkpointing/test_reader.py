@@ -101,7 +101,21 @@ def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(field, f
 def test_small_files_of_large_arrays_are_refused_before_they_are_read(foreign):
     """Zeros can be compressed 30,000 times."""
     change_array(foreign / "checkpoints/2", shape=[2**29], chunks=[2**20])
-    with pytest.raises(UserError, match="checkpoints/2 need 2.1 GB, but its files have only 0.0"):
+    with pytest.raises(UserError, match="checkpoints/2 need 2.1 GB, but their files have only 0.0"):
+        reader.restore_run(foreign)
+
+
+@pytest.mark.parametrize("name", ["state/pad", "state/d/pad", "meta/d/pad"])
+def test_files_without_arrays_and_holes_are_not_files_of_arrays(name, foreign):
+    checkpoint = foreign / "checkpoints/2"
+    change_array(checkpoint, shape=[2**29], chunks=[2**20])
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    with open(checkpoint / name, "wb") as file:
+        if name == "state/d/pad":
+            file.truncate(2**30)
+        else:
+            file.write(os.urandom(2**31 // 50))
+    with pytest.raises(UserError, match="checkpoints/2 need 2.1 GB, but their files have only 0.0"):
         reader.restore_run(foreign)
 
 
@@ -134,6 +148,9 @@ FORGERIES = {
     "endless shapes": lambda checkpoint: link_to_proc(checkpoint / "state/_METADATA"),
     "large database": lambda checkpoint: os.truncate(checkpoint / "state/manifest.ocdbt", 2**40),
     "incomplete list": skip_elements,
+    "endless array": lambda checkpoint: os.truncate(
+        max((checkpoint / "state/d").iterdir(), key=os.path.getsize), 2**40
+    ),
     "pipe": lambda checkpoint: replace_by_pipe(checkpoint / "state/_METADATA"),
     "pipe as checksums": lambda checkpoint: replace_by_pipe(checkpoint / "sums.json"),
     "link to a folder": link_folder,

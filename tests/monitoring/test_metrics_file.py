@@ -149,5 +149,27 @@ def test_values_that_are_left_out_are_not_kept_in_memory(tmp_path, monkeypatch):
     assert tracemalloc.get_traced_memory()[1] < 30e6  # one line needs about 10 MB
     tracemalloc.stop()
     monkeypatch.setattr(metrics_file, "MAX_VALUES", 39)
-    with pytest.raises(UserError, match=r"metrics.jsonl has more than 39 values: remove"):
+    with pytest.raises(UserError, match=r"metrics.jsonl has more than 39 values or 65,536 diff"):
+        metrics_file.read_numbers(tmp_path)
+
+
+def test_names_that_a_page_cannot_show_are_left_out(tmp_path):
+    names = ["", "a" * 501, "a\nb", "a\x1b", "\ud800"]
+    record = {"step": 1, **dict.fromkeys(names, 1.0), "b" * 500: 2.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    assert metrics_file.read_numbers(tmp_path) == [{"step": 1, "b" * 500: 2.0}]
+
+
+def test_names_of_metrics_need_little_memory(tmp_path, monkeypatch):
+    """A character above U+FFFF makes Python store all characters of a text with 4 bytes."""
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        for step in range(50):
+            names = (f"\U0001f600{step}" + "a" * 200_000, "\U0001f600" + "b" * 400)
+            file.write(json.dumps({"step": step} | dict.fromkeys(names, 1)) + "\n")
+    tracemalloc.start()
+    assert [len(record) for record in metrics_file.read_numbers(tmp_path)] == [2] * 50
+    assert tracemalloc.get_traced_memory()[1] < 5e6  # the long names need 40 MB, a line 2 MB
+    tracemalloc.stop()
+    monkeypatch.setattr(metrics_file, "MAX_NAMES", 1)
+    with pytest.raises(UserError, match="values or 1 different names: remove lines"):
         metrics_file.read_numbers(tmp_path)

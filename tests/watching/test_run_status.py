@@ -8,7 +8,7 @@ import threading
 import fake_runs
 import pytest
 
-from invnext_jax import file_lock
+from invnext_jax import file_lock, sanitize
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.watching import run_status
 
@@ -80,6 +80,23 @@ def test_an_aborted_run_has_failed(tmp_path):
     fake_runs.write_checkpoint(tmp_path, 20, aborted="loss was not finite in 21 steps")
     status = read(tmp_path)
     assert (status.state, status.text) == ("failed", "loss was not finite in 21 steps")
+
+
+@pytest.mark.parametrize("aborted", [["x" * 10**6], {"x": 5}, 7, None])
+def test_reasons_of_failures_that_are_not_text_are_ignored(tmp_path, aborted):
+    fake_runs.write_run(tmp_path, steps=(20,))
+    fake_runs.write_checkpoint(tmp_path, 20, aborted=aborted)
+    assert read(tmp_path).state == "stopped"
+
+
+def test_reasons_of_failures_are_short_and_read_once(tmp_path, monkeypatch):
+    fake_runs.write_run(tmp_path, steps=(20,))
+    fake_runs.write_checkpoint(tmp_path, 20, aborted="\ud800\x1b" + "x" * 10**6)
+    status = read(tmp_path)
+    assert status.state == "failed" and status.text.startswith("\\ud800\\x1bxxx")
+    assert len(status.text) < sanitize.MAX_REASON + 20 and status.text.encode()
+    monkeypatch.setattr(run_status.reader, "read_json", None)  # the page reads the status often
+    assert read(tmp_path) == status
 
 
 def test_a_run_whose_last_loss_is_not_finite_has_failed(tmp_path):

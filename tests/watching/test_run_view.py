@@ -1,5 +1,6 @@
 """The sections of the page of a run follow its files."""
 
+import json
 import os
 import re
 
@@ -92,6 +93,30 @@ def test_a_value_that_is_not_a_number_is_left_out(tmp_path, view, value):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(f'{{"step": 3, "loss": {value}, "skipped": {value}, "mfu": {value}}}\n')
     assert "<svg" in view.render()["charts"]
+
+
+@pytest.mark.parametrize("name", ["variant", "predictor/kind", "mask/kind"])
+@pytest.mark.parametrize("text", ["x" * 501, "a\nb"])
+def test_texts_that_a_page_shows_are_short_lines(tmp_path, view, name, text):
+    fake_runs.write_run(tmp_path)
+    path = tmp_path / "config.json"
+    part = config = json.loads(path.read_text())
+    *sections, field = name.split("/")
+    for section in sections:
+        part = part[section]
+    part[field] = text
+    path.write_text(json.dumps(config))
+    status = view.render()["status"]
+    assert "is not a line of 0 to 500 printable characters: use another run" in status
+
+
+@pytest.mark.parametrize("forged", [{"git": "x" * 501}, {"versions": {"jax": "x" * 501}}])
+def test_long_versions_of_a_run_are_not_shown(tmp_path, view, forged):
+    fake_runs.write_run(tmp_path)
+    fake_runs.write_checkpoint(tmp_path, 2)
+    path = tmp_path / "checkpoints/2/meta/metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | forged))
+    assert "xxx" not in view.render()["facts"]
 
 
 def test_facts_of_a_run_with_a_checkpoint_have_its_versions(tmp_path, view):

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from invnext_jax.errors import UserError
@@ -82,8 +83,11 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
             f"{MAX_CELLS} values: set COLUMNS in the sweep file, or divide the sweep"
         )
     missing = _describe_missing(sweep, states)
+    find = _index_rows(columns, rows)
     # Arms may share their jobs.
-    select = functools.cache(lambda t, name: _select(t, columns[t], sweep.jobs[name], rows[name]))
+    select = functools.cache(
+        lambda t, name: _select(t, columns[t], sweep.jobs[name], rows[name], find)
+    )
     values: dict[tuple[str, str, str], dict[int | None, Value]] = {}
     metrics: dict[str, str] = {}
     for arm in sweep.arms:
@@ -98,7 +102,7 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
                 metrics[title] = value.row[1]["metric"]
             values.setdefault((arm.group, arm.name, title), {})[arm.seed] = value
     formats = {t: find_format(metrics.get(t, c.metric)) for t, c in columns.items()}
-    notes = _find_notes(sweep, columns, rows) + _find_equal_arms(sweep, values)
+    notes = _find_notes(sweep, columns, rows, find) + _find_equal_arms(sweep, values)
     notes += _collect_notes(sweep, rows)
     return Results(sweep, columns, formats, values, tuple(notes), states)
 
@@ -123,17 +127,39 @@ def _find_shown_trainings(sweep: ExpandedSweep) -> set[str]:
 
 
 Rows = Evaluation | Mapping[str, float | None] | None
+FindRows = Callable[[Column, Evaluation], Sequence[Mapping[str, Any]]]
+
+
+def _index_rows(columns: Mapping[str, Column], rows: Mapping[str, Rows]) -> FindRows:
+    """Returns a function that finds the rows of an evaluation that one of the columns selects.
+
+    Each evaluation is indexed once, because comparing all rows with all columns takes minutes for
+    large tables.
+    """
+    fields = operator.attrgetter(*_FIELDS)
+    used = {tuple(map(bool, fields(column))) for column in columns.values()}
+
+    def index(evaluation: Evaluation) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+        found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+        for row in filter(_is_encoder, evaluation.results["rows"]):
+            values = operator.itemgetter(*_FIELDS)(row)
+            for key in {tuple(map(operator.mul, values, part)) for part in used}:
+                found.setdefault(key, []).append(row)
+        return found
+
+    indexes = {e.title: index(e) for e in rows.values() if isinstance(e, Evaluation)}
+    return lambda column, evaluation: indexes[evaluation.title].get(fields(column), ())
 
 
 def _find_notes(
-    sweep: ExpandedSweep, columns: Mapping[str, Column], rows: Mapping[str, Rows]
+    sweep: ExpandedSweep, columns: Mapping[str, Column], rows: Mapping[str, Rows], find: FindRows
 ) -> list[str]:
     """Returns sentences about columns without any value and published values without a column."""
     notes = []
     for title, column in columns.items():
         names = {arm.jobs[column.step] for arm in sweep.arms if column.step in arm.jobs}
         found = [(name, rows[name]) for name in names if rows[name] is not None]
-        if found and not any(_has_column(column, sweep.jobs[name], r) for name, r in found):
+        if found and not any(_has_column(column, sweep.jobs[name], r, find) for name, r in found):
             fields = ", ".join(f"{f}={value!r}" for f in _FIELDS if (value := getattr(column, f)))
             notes.append(
                 f"No finished job of the step {column.step!r} has a value for the column {title!r} "
@@ -194,10 +220,8 @@ def _collect_notes(sweep: ExpandedSweep, rows: Mapping[str, Rows]) -> list[str]:
     return notes
 
 
-def _has_column(column: Column, planned: PlannedJob, rows: Rows) -> bool:
-    if planned.kind is Kind.TRAIN:
-        return column.metric in rows
-    return any(_matches(row, column) for row in rows.results["rows"])
+def _has_column(column: Column, planned: PlannedJob, rows: Rows, find: FindRows) -> bool:
+    return column.metric in rows if planned.kind is Kind.TRAIN else bool(find(column, rows))
 
 
 def _read_rows(planned: PlannedJob, state: JobState, *, is_shown: bool) -> Rows:
@@ -216,7 +240,9 @@ def _read_rows(planned: PlannedJob, state: JobState, *, is_shown: bool) -> Rows:
     return Evaluation(planned.job.name, planned.job.workdir, results)
 
 
-def _select(title: str, column: Column, planned: PlannedJob, rows: Rows) -> Value | None:
+def _select(
+    title: str, column: Column, planned: PlannedJob, rows: Rows, find: FindRows
+) -> Value | None:
     """Returns the value that a column selects; None if there is none."""
     if rows is None:
         return None
@@ -225,7 +251,7 @@ def _select(title: str, column: Column, planned: PlannedJob, rows: Rows) -> Valu
             return None
         value = rows[column.metric]
         return Value(missing=outcome.NON_FINITE) if value is None else Value(value)
-    found = [row for row in rows.results["rows"] if _matches(row, column)]
+    found = find(column, rows)
     if len(found) > 1:
         names = "; ".join(_describe_row(row) for row in found)
         raise UserError(
@@ -236,10 +262,6 @@ def _select(title: str, column: Column, planned: PlannedJob, rows: Rows) -> Valu
     if not found or not math.isfinite(found[0]["value"]):
         return None
     return Value(found[0]["value"], row=(rows, found[0]))
-
-
-def _matches(row: Mapping[str, Any], column: Column) -> bool:
-    return _is_encoder(row) and all(getattr(column, name) in ("", row[name]) for name in _FIELDS)
 
 
 def _describe_row(row: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from fake_sweeps import make_sweep, run
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.arms import Column
+from invnext_jax.sweeps.report import results as results_lib
 from invnext_jax.sweeps.report.results import collect_results
 from invnext_jax.sweeps.report.sweep_page import write_tables
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
@@ -205,6 +207,26 @@ def test_a_column_that_is_not_unique_is_a_user_error(finished):
         assert collect(finished, with_columns(finished, x=column)).values
     finally:
         path.write_text(before)
+
+
+def test_columns_select_rows_as_if_each_was_compared_with_all(finished):
+    """All combinations of fields, and rows with empty fields."""
+    rows = []
+    for number, values in enumerate(itertools.product(("", "a"), ("x", "y"), ("p",), ("", "b"))):
+        fields = dict(zip(results_lib._FIELDS, values, strict=True))
+        rows.append({"name": ("encoder", "other")[number % 3 == 2], "value": number, **fields})
+    evaluation = results_lib.Evaluation("eval-a0", finished.path, {"rows": rows})
+    options = itertools.product(("", "a"), ("", "x", "z"), ("", "p"), ("", "b"))
+    columns = {str(found): Column("probe", *found) for found in options}
+    find = results_lib._index_rows(columns, {"eval-a0": evaluation, "s2-a0": {}, "b": None})
+    for column in columns.values():
+        expected = [
+            row
+            for row in rows
+            if row["name"] == "encoder"
+            and all(getattr(column, name) in ("", row[name]) for name in results_lib._FIELDS)
+        ]
+        assert list(find(column, evaluation)) == expected
 
 
 def test_unknown_formats_are_user_errors(finished):
