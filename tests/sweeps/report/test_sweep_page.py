@@ -209,13 +209,13 @@ def test_a_column_that_is_not_unique_is_a_user_error(finished):
         path.write_text(before)
 
 
-def test_columns_select_rows_as_if_each_was_compared_with_all(finished):
+def test_columns_select_rows_as_if_each_was_compared_with_all(tmp_path):
     """All combinations of fields, and rows with empty fields."""
     rows = []
     for number, values in enumerate(itertools.product(("", "a"), ("x", "y"), ("p",), ("", "b"))):
         fields = dict(zip(results_lib._FIELDS, values, strict=True))
         rows.append({"name": ("encoder", "other")[number % 3 == 2], "value": number, **fields})
-    evaluation = results_lib.Evaluation("eval-a0", finished.path, {"rows": rows})
+    evaluation = results_lib.Evaluation("eval-a0", tmp_path, {"rows": rows})
     options = itertools.product(("", "a"), ("", "x", "z"), ("", "p"), ("", "b"))
     columns = {str(found): Column("probe", *found) for found in options}
     find = results_lib._index_rows(columns, {"eval-a0": evaluation, "s2-a0": {}, "b": None})
