@@ -4,12 +4,14 @@
 """
 
 import os
+import types
 
 import pytest
 
 from invnext_jax.checkpointing import reader
+from invnext_jax.data.manifest import hash_manifests
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.pages import comparison, report
+from invnext_jax.evaluation.pages import clip_strips, comparison, report
 from invnext_jax.evaluation.text import tokenizers
 from invnext_jax.evaluation.truth import depth_folders
 from invnext_jax.monitoring import metrics_file
@@ -54,6 +56,18 @@ def test_the_reason_why_a_named_file_cannot_be_read_is_given(tmp_path):
         files.open_checkpoint(tmp_path / "weights")
     with pytest.raises(UserError, match="none does not exist: check the path"):
         files.open_checkpoint(tmp_path / "none")
+
+
+def test_links_that_form_a_loop_are_not_followed(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop has no results.json"):
+        comparison.read_evaluations([tmp_path / "loop", tmp_path])
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path,source\nloop,a\n")
+    digest = hash_manifests(str(manifest))
+    record = {"config": {"data": {"manifest": str(manifest)}}, "manifest_sha256": digest}
+    run = types.SimpleNamespace(folder=tmp_path, record=record)
+    assert clip_strips.open_manifest_of_run(run).paths == [str(tmp_path / "loop")]
 
 
 def test_a_page_a_sweep_and_metrics_are_read_without_the_file(tmp_path):

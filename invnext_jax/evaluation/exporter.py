@@ -248,7 +248,7 @@ def describe_source(run: str | Path, step: int | None) -> dict[str, Any]:
         return {"file": Path(run).name}
     record = run_record.read_run_record(run, step)
     return {
-        "run": Path(run).resolve().name,
+        "run": os.path.basename(os.path.realpath(run)),
         **{name: record[name] for name in ("step", "git", "versions")},
     }
 

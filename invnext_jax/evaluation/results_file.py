@@ -209,10 +209,10 @@ def find_file(folder: Path, name: str) -> Path | None:
       name: path relative to the folder.
     """
     try:
-        folder = folder.resolve()
+        folder = Path(os.path.realpath(folder))
         root = folder.parents[1] if folder.parent.name == "steps" else folder
-        path = (folder / name).resolve()
-    except (OSError, ValueError, RuntimeError):  # a NUL character, or links that form a loop
+        path = Path(os.path.realpath(folder / name))
+    except ValueError:  # a NUL character
         return None
     return path if not Path(name).is_absolute() and path.is_relative_to(root) else None
 

@@ -86,7 +86,7 @@ def _read_text(path: Path, text: str, options: ListOptions) -> VideoList:
 
 
 def _read_folder(path: Path, options: ListOptions) -> VideoList:
-    source = options.source or path.resolve().name
+    source = options.source or os.path.basename(os.path.realpath(path))
     published_lists.refuse_split(path, options)
     scan = scan_folder(path)
     if not scan.videos:

@@ -113,13 +113,13 @@ def open_manifest_of_run(run: ReportedRun) -> Manifest:
     manifest = _open_local(names)
     if manifest_lib.hash_manifests(names) != run.record.get("manifest_sha256"):
         raise UserError(f"{names} is not the manifest with which {run.folder} was trained")
-    workdir = Path(run.folder).resolve()
+    workdir = Path(os.path.realpath(run.folder))
     for name in manifest_lib.split_names(names):
-        folder = Path(name).resolve().parent
+        folder = Path(os.path.realpath(name)).parent
         if not video_io.is_world(name) and folder.is_relative_to(workdir):
             rows = manifest_lib.read_manifest(name, DEFAULT_RULES).paths
             for path in (path for path in rows if not video_io.is_world(path)):
-                if not Path(path).resolve().is_relative_to(folder):
+                if not Path(os.path.realpath(path)).is_relative_to(folder):
                     raise UserError(f"{name} came with the run, but lists {path} outside of it")
     return manifest
 

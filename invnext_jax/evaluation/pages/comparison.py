@@ -84,14 +84,14 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise UserError("specify the workdirs of at least two evaluations")
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise UserError("each evaluation must be listed only once: remove the repeated workdir")
     for path in paths:
         if not os.path.isfile(path / results_file.RESULTS):
             raise UserError(
                 f"{path} has no {results_file.RESULTS}: specify the --workdir of launch/evaluate.py"
             )
-    names = [path.resolve().name for path in paths]
+    names = [os.path.basename(os.path.realpath(path)) for path in paths]
     titles = [
         name if names.count(name) == 1 else str(path)
         for name, path in zip(names, paths, strict=True)

@@ -76,7 +76,7 @@ def _find_clips(runs, results, count: int) -> dict[str, Any] | None:
 def read_evaluations(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Returns the results of those folders that are workdirs of evaluations, with their paths."""
     paths = [path for path in map(Path, folders) if os.path.isfile(path / results_file.RESULTS)]
-    return [{**results_file.read_results(path), "workdir": str(path.resolve())} for path in paths]
+    return [{**results_file.read_results(p), "workdir": os.path.realpath(p)} for p in paths]
 
 
 def render(template: str, **content: Any) -> str:
