@@ -125,7 +125,7 @@ def make_config(stage, changes):
 
 
 def find_unused(config):
-    world = Manifest("m.csv", ["world:simple/train/0"] * 2, ["world"] * 2, (), (), {}, (), ())
+    world = Manifest("m.csv", ["world:simple/train/0"] * 2, ["world"] * 2, (), (), {}, (), (), ())
     unused = config_checks.unused_options(config, registry.find_stage(config))
     return unused | sources.unused_options(config.data, world) | profiling.unused_options(config)
 

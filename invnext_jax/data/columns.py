@@ -1,7 +1,8 @@
 """Columns of manifests: checks of their names, and of labels.
 
-Only `path`, `source`, `start`, `end`, `record` and `label_<task>` are read. launch/prepare_data.py
-writes the `INFORMATIVE` columns for the user.
+Only `path`, `source`, `start`, `end`, `record` and `label_<task>` are read, and for records
+`original` and `ORIGINAL_TIMES`. launch/prepare_data.py writes the `INFORMATIVE` columns for the
+user.
 """
 
 import difflib
@@ -23,9 +24,10 @@ MAX_COLUMNS = 1000
 MAX_LISTED = 20  # maximum number of columns in the warning about columns that are not read
 MAX_CLASS = 2**31 - 1  # labels are int32
 READ = ("path", "source", "start", "end", "record")
+ORIGINAL_TIMES = ("original_start", "original_end")
 INFORMATIVE = (
     *("duration", "frames", "width", "height", "fps", "codec", "rotation", "mirrored", "sar"),
-    *("transfer", "flags", "original"),
+    *("transfer", "flags", "original", *ORIGINAL_TIMES),
 )
 # Words in the names of columns that seem to contain the start or end of clips.
 _RANGE_WORDS = {
@@ -250,3 +252,24 @@ def parse_seconds_cell(text: str | None, line: str, column: str) -> float:
     if seconds < 0 or math.isinf(seconds):
         raise UserError(f"{line}: {text} in column {column!r} must be finite and at least 0")
     return seconds
+
+
+def parse_record_cell(text: str | None, line: str, no_record: int) -> int:
+    """Parses the position of a video in a shard; `no_record` for a blank cell. See `parse_cell`."""
+    record = parse_cell(int, text or no_record, line, "record", "an integer")
+    if not no_record <= record < 2**63:
+        raise UserError(f"{line}: record {record} must be at least 0")
+    return record
+
+
+def check_path(path: str, line: str) -> str:
+    """Returns the path of a row; raises `UserError`, whose message starts with `line`, if empty."""
+    if not path:
+        raise UserError(f"{line}: the path is empty")
+    return path
+
+
+def check_source(source: str, line: str) -> None:
+    """Raises `UserError`, whose message starts with `line`, if a source is not UTF-8."""
+    if any("\ud800" <= letter <= "\udfff" for letter in source):
+        raise UserError(f"{line}: the source {source!a} is not UTF-8: save the file as UTF-8")

@@ -1,4 +1,7 @@
-"""Finds the same videos in two manifests, or twice in one, by their names and contents."""
+"""Finds the same videos in two manifests, or twice in one, by their names and contents.
+
+Shape key: n rows, 2 = (start, end) in seconds.
+"""
 
 import bisect
 import collections
@@ -7,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +33,9 @@ def find_copies(
 ) -> dict[int, int]:
     """Finds held-out videos that are also training videos.
 
-    Copies are recognized by name or, for local files and records of shards, by their contents.
-    Clips from the same video are copies if they overlap in time.
+    Copies are recognized by name, by the name of the file from which a record was made, or, for
+    local files and records of shards, by their contents. Clips from the same video are copies if
+    they overlap in time. If the times of a record in its file are unknown, they may overlap.
 
     Args:
       train: The manifest with the training videos.
@@ -46,14 +50,10 @@ def find_copies(
     """
     train_rows = range(len(train)) if train_rows is None else train_rows
     val_rows = range(len(val)) if val_rows is None else val_rows
-    train_keys = list(name_rows(train))
-    val_keys = train_keys if val is train else list(name_rows(val))
-    copies = _match(
-        train,
-        val,
-        {int(row): train_keys[row] for row in train_rows},
-        {int(row): val_keys[row] for row in val_rows},
-    )
+    copies = _match_names(_own_names, train, val, train_rows, val_rows)
+    if train.original.any() or val.original.any():
+        rest = [row for row in val_rows if row not in copies]
+        copies |= _match_names(name_originals, train, val, train_rows, rest)
     rest = [int(row) for row in val_rows if row not in copies]
     if seconds is None:
         return {**copies, **_match_contents(train, val, train_rows, rest, math.inf)}
@@ -71,13 +71,14 @@ def find_repeats(part: Manifest) -> dict[int, int]:
     """Finds rows with the video and the times of an earlier row.
 
     Videos are the same if their names or, for local files, their contents are equal. Records of
-    shards are compared by name only.
+    shards are compared by name and by the name of the file from which they were made.
 
     Returns:
       A dict from rows to earlier rows with the same video.
     """
-    times = [tuple(map(str, pair)) for pair in zip(part.start, part.end, strict=True)]
-    found = _match_earlier(enumerate(name_rows(part)), times)
+    keys, times_n2 = identify_rows(part)
+    found = _match_earlier(enumerate(keys), list(map(tuple, times_n2.tolist())))
+    times = list(map(tuple, _own_times(part).tolist()))
     files = [r for r in range(len(part)) if part.record[r] == manifest_lib.NO_RECORD]
     sizes = _sizes(part, files, math.inf)
     counts = collections.Counter(sizes.values())
@@ -113,7 +114,7 @@ def _match_contents(
         _digests(part, [row for row, size in found.items() if size in shared], deadline)
         for part, found in ((val, val_sizes), (train, train_sizes))
     )
-    return _match(train, val, train_digests, val_digests)
+    return _match(_own_times(train), _own_times(val), train_digests, val_digests)
 
 
 def name_rows(part: Manifest) -> Iterator[tuple[Any, int]]:
@@ -133,38 +134,110 @@ def name_rows(part: Manifest) -> Iterator[tuple[Any, int]]:
             yield path if video_io.is_remote(path) else os.path.normpath(path), record
 
 
+def name_originals(part: Manifest) -> tuple[list[Any], np.ndarray]:
+    """Returns keys of the files from which records were made, equal to those of the files.
+
+    Returns:
+      The key of each row, and its start and end in the file, [rows, 2]. The end may be inf, and
+      unknown times are -inf and inf.
+    """
+    keys = [
+        original or _hash_key(key)
+        for original, key in zip(part.original.tolist(), name_rows(part), strict=True)
+    ]
+    first_n, last_n = part.original_times.T
+    unknown_n = np.isinf(first_n)
+    offset_n = np.where(np.isnan(first_n) | unknown_n, 0.0, first_n)
+    start_n, end_n = (_own_times(part) + offset_n[:, None]).T
+    end_n = np.where(np.isnan(part.end) & ~np.isnan(last_n), last_n, end_n)
+    start_n, end_n = np.where(unknown_n, -np.inf, start_n), np.where(unknown_n, np.inf, end_n)
+    return keys, np.stack([start_n, end_n], axis=1)
+
+
+def identify_rows(part: Manifest) -> tuple[list[Any], np.ndarray]:
+    """Returns a key and times for each row, which are equal for repeated rows.
+
+    They are those of `name_originals`. A record whose times in its file are unknown has the key of
+    `name_rows`, and its own times.
+    """
+    keys, times_n2 = name_originals(part)
+    unknown_n = np.isneginf(times_n2[:, 0])
+    if unknown_n.any():
+        names = name_rows(part)
+        keys = [
+            name if is_unknown else key
+            for name, key, is_unknown in zip(names, keys, unknown_n, strict=True)
+        ]
+        times_n2 = np.where(unknown_n[:, None], _own_times(part), times_n2)
+    return keys, times_n2
+
+
+def _own_names(part: Manifest) -> tuple[list[Any], np.ndarray]:
+    return list(name_rows(part)), _own_times(part)
+
+
+def _own_times(part: Manifest) -> np.ndarray:
+    """Returns the start and end of each row, [rows, 2]; the end may be inf."""
+    end_n = np.where(np.isnan(part.end), np.inf, part.end)
+    return np.stack([np.where(np.isnan(part.start), 0.0, part.start), end_n], axis=1)
+
+
+def _hash_key(key: tuple[Any, int]) -> Any:
+    """Returns the hash of a key of `name_rows` as a name of an original; worlds have none."""
+    path, record = key
+    if not isinstance(path, str):
+        return key
+    return shards.hash_name(path if record == manifest_lib.NO_RECORD else f"{path}#{record}")
+
+
+def _match_names(
+    name: Callable[[Manifest], tuple[list[Any], np.ndarray]],
+    train: Manifest,
+    val: Manifest,
+    train_rows: Iterable[int],
+    val_rows: Iterable[int],
+) -> dict[int, int]:
+    """Matches rows by the keys and times that `name` returns; see `_match`."""
+    train_keys, train_times_n2 = name(train)
+    val_keys, val_times_n2 = (train_keys, train_times_n2) if val is train else name(val)
+    return _match(
+        train_times_n2,
+        val_times_n2,
+        {int(row): train_keys[row] for row in train_rows},
+        {int(row): val_keys[row] for row in val_rows},
+    )
+
+
 def _match(
-    train: Manifest, val: Manifest, train_keys: dict[int, Any], val_keys: dict[int, Any]
+    train_times_n2: np.ndarray,
+    val_times_n2: np.ndarray,
+    train_keys: dict[int, Any],
+    val_keys: dict[int, Any],
 ) -> dict[int, int]:
     """Maps rows of `val` to rows of `train` that have the same key and overlap in time."""
     wanted, by_key = set(val_keys.values()), collections.defaultdict(list)
     for row, key in train_keys.items():
         if key in wanted:
             by_key[key].append(row)
-    indexes = {key: _TimeIndex(train, rows) for key, rows in by_key.items()}
+    indexes = {key: _TimeIndex(train_times_n2, rows) for key, rows in by_key.items()}
     found = {}
     for row, key in val_keys.items():
-        if key in indexes and (other := indexes[key].find(*_read_times(val, row))) is not None:
+        if key in indexes and (other := indexes[key].find(*val_times_n2[row].tolist())) is not None:
             found[row] = other
     return found
-
-
-def _read_times(part: Manifest, row: int) -> tuple[float, float]:
-    start, end = float(part.start[row]), float(part.end[row])
-    return 0.0 if math.isnan(start) else start, math.inf if math.isnan(end) else end
 
 
 class _TimeIndex:
     """Finds clips of a video by time.
 
     Args:
-      part: The manifest.
+      times_n2: The start and end of all rows.
       rows: Rows of the clips.
     """
 
-    def __init__(self, part: Manifest, rows: Iterable[int]):
+    def __init__(self, times_n2: np.ndarray, rows: Iterable[int]):
         self._starts, self._ends, self._rows = [], [], []
-        for (start, end), row in sorted((_read_times(part, row), row) for row in rows):
+        for (start, end), row in sorted((times_n2[row].tolist(), row) for row in rows):
             # Any clip that overlaps one of the others also overlaps an earlier one.
             if start < end and (not self._ends or end > self._ends[-1]):
                 self._starts.append(start)

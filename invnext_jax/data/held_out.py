@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data.copies import COPIES_SECONDS, find_copies, name_rows
+from invnext_jax.data.copies import COPIES_SECONDS, find_copies, name_originals
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 
@@ -15,7 +15,8 @@ def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
 
     Whole files are drawn at random until there are at least `count` rows, so that no file has
     segments on both sides, even if its name has several spellings. For records of shards, these are
-    the files from which the records were made (the column `original`). The draw depends only on the
+    the files from which the records were made (the column `original`), which may also be in the
+    manifest. The draw depends only on the
     text of the manifest, not on the files or the seed of the run, so that it is the same on all
     hosts and in resumed runs.
 
@@ -35,8 +36,8 @@ def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
     rows_v = np.bincount(video_n, minlength=len(numbers))[order_v]
     drawn = np.searchsorted(np.cumsum(rows_v), count) + 1
     is_drawn_n = np.isin(video_n, order_v[:drawn])
-    named = zip(originals, name_rows(manifest), strict=True)
-    keys = [original or key for original, key in named]
+    # Numbers above depend only on names within the manifest, so that old draws do not change.
+    keys, _ = name_originals(manifest)
     drawn_keys = {keys[row] for row in np.flatnonzero(is_drawn_n)}
     rows = np.array([row for row, key in enumerate(keys) if key in drawn_keys])
     if 2 * len(rows) > len(manifest):

@@ -23,12 +23,12 @@ from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
-from invnext_jax.data.columns import LABEL_PREFIX, parse_cell
+from invnext_jax.data.columns import LABEL_PREFIX
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
-NO_RECORD = -1
-_ARRAYS = ("start", "end", "record", "original")
+NO_RECORD, NO_ORIGINAL = -1, (0, shards.WHOLE_FILE)
+_ARRAYS = ("start", "end", "record", "original", "original_times")
 csv.field_size_limit(2**31 - 1)  # some captions exceed the default of 131,072 characters
 NOT_MANIFESTS = tuple(f".{name}.csv" for name in ("quarantine", "duplicates", "damaged", "similar"))
 
@@ -74,6 +74,7 @@ class Manifest:
       labels: Class ids, int32 [rows] for each `label_<task>` column.
       record: Position of each video in its shard, int64 [rows]; -1 if the path is a video file.
       original: Hash of the file that each record was made from, int64 [rows]; 0 if unknown.
+      original_times: Its times in that file, float64 [rows, 2]; NaN, or infinite if unknown.
     """
 
     file: str
@@ -84,6 +85,7 @@ class Manifest:
     labels: dict[str, np.ndarray]
     record: np.ndarray
     original: np.ndarray
+    original_times: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -236,6 +238,7 @@ def _make_world_rows(name: str) -> Manifest:
         labels={LABEL_PREFIX + task: values for task, values in labels.items()},
         record=np.full(world.videos, NO_RECORD),
         original=np.zeros(world.videos, np.int64),
+        original_times=np.full((world.videos, 2), np.nan),
     )
 
 
@@ -257,20 +260,16 @@ def _concatenate(names: str, parts: Sequence[Manifest]) -> Manifest:
 
 def _read_rows(path: str, rows: Any, columns: list[str], rules: AccessRules) -> Manifest:
     folder = video_io.folder_of(path)
-    paths, sources, records, original, interned = [], [], [], [], {}
+    paths, sources, records, originals, interned = [], [], [], [], {}
     times = {"start": [], "end": []}
     labels = {name: [] for name in columns if name.startswith(LABEL_PREFIX)}
     for cells in filter(None, rows):
         line = f"manifest {path}, line {rows.line_num}"
         csv_text.check_cells(line, cells, columns)
         row = dict(zip(columns, cells, strict=False))
-        if not row["path"]:
-            raise UserError(f"{line}: the path is empty")
-        video = video_io.join(folder, row["path"])
+        video = video_io.join(folder, columns_lib.check_path(row["path"], line))
         rules.check_row(video, path, line)
-        record = parse_cell(int, row.get("record") or NO_RECORD, line, "record", "an integer")
-        if not NO_RECORD <= record < 2**63:
-            raise UserError(f"{line}: record {record} must be at least 0")
+        record = columns_lib.parse_record_cell(row.get("record"), line, NO_RECORD)
         # Interning keeps one string object per shard and, below, one per data set.
         paths.append(video if record == NO_RECORD else interned.setdefault(video, video))
         if record != NO_RECORD and video_io.is_remote(video):
@@ -279,10 +278,10 @@ def _read_rows(path: str, rows: Any, columns: list[str], rules: AccessRules) -> 
                 f"{video_io.folder_of(video)}"
             )
         records.append(record)
-        original.append(shards.hash_name(row.get("original")) if record != NO_RECORD else 0)
+        originals.append(NO_ORIGINAL if record == NO_RECORD else shards.parse_original(row, line))
         source = row["source"]
-        if source not in interned and any("\ud800" <= letter <= "\udfff" for letter in source):
-            raise UserError(f"{line}: the source {source!a} is not UTF-8: save the file as UTF-8")
+        if source not in interned:
+            columns_lib.check_source(source, line)
         sources.append(interned.setdefault(source, source))
         for name, values in times.items():
             values.append(columns_lib.parse_seconds_cell(row.get(name), line, name))
@@ -296,5 +295,6 @@ def _read_rows(path: str, rows: Any, columns: list[str], rules: AccessRules) -> 
         end=np.array(times["end"], np.float64),
         labels={name: np.array(values, np.int32) for name, values in labels.items()},
         record=np.array(records, np.int64),
-        original=np.array(original, np.int64),
+        original=np.array([number for number, _ in originals], np.int64),
+        original_times=np.array([times_of_row for _, times_of_row in originals], np.float64),
     )

@@ -7,17 +7,20 @@ import contextlib
 import errno
 import functools
 import hashlib
+import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from invnext_jax import regular_file, sanitize
+from invnext_jax.data import columns
 from invnext_jax.data import files as files_lib
 from invnext_jax.video.demux import BadVideo, error_kind
 from invnext_jax.workers.time_limits import reading
 
 # Storage errors, which the reader reports only in the text of its messages.
 STORAGE_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
+WHOLE_FILE, UNKNOWN_TIMES = (math.nan, math.nan), (-math.inf, math.inf)
 MAX_OPEN = 64  # maximum number of shards that a process keeps open
 _OPEN_LOCK = threading.Lock()
 _IMPORT_LOCK = threading.Lock()
@@ -29,9 +32,33 @@ def name_video(path: str, record: int | None) -> str:
 
 
 def hash_name(name: str | None) -> int:
-    """Returns a 64-bit hash of the name of a file, or 0 for no name."""
-    digest = hashlib.blake2b((name or "").encode(errors="surrogateescape"), digest_size=8)
-    return int.from_bytes(digest.digest(), signed=True) if name else 0
+    """Returns a 64-bit hash of the name of a file, or 0 for no name.
+
+    Other spellings of a local path, such as `a/../b.mp4`, have the same hash.
+    """
+    if not name:
+        return 0
+    path = name if "://" in name else os.path.normpath(name)
+    digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8)
+    return int.from_bytes(digest.digest(), signed=True)
+
+
+def parse_original(row: Mapping[str, str], line: str) -> tuple[int, tuple[float, float]]:
+    """Returns the hash of the file from which a record was made, and its times in that file.
+
+    Args:
+      row: The cells of the record in its manifest. Shards of earlier versions lack the times.
+      line: Place of the row, for messages.
+
+    Raises:
+      UserError: A time cannot be parsed.
+    """
+    original = hash_name(row.get("original"))
+    if not row.keys() >= set(columns.ORIGINAL_TIMES):
+        return original, UNKNOWN_TIMES
+    cells = ((row[name], name) for name in columns.ORIGINAL_TIMES)
+    start, end = (columns.parse_seconds_cell(text, line, name) for text, name in cells)
+    return original, WHOLE_FILE if math.isnan(start) and math.isnan(end) else (start, end)
 
 
 def read_video(path: str, record: int) -> bytes:

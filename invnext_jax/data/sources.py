@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax.data import video_io
-from invnext_jax.data.copies import name_rows
+from invnext_jax.data.copies import identify_rows
 from invnext_jax.data.manifest import Manifest, split_names
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
@@ -285,15 +285,15 @@ def _list_names(sources: Collection[str]) -> str:
 
 
 def count_repeats(rows: Manifest) -> int:
-    """Returns how many rows have the path, record, start and end of an earlier row.
+    """Returns how many rows have the video, start and end of an earlier row.
 
-    The paths are compared as in `copies.name_rows`.
+    The rows are compared as in `copies.identify_rows`.
 
-    Shape key: 3 = (hash of the path and the record, start, end), n rows.
+    Shape key: 3 = (hash of the key, start, end), n rows, 2 = (start, end).
     """
+    keys, times_n2 = identify_rows(rows)
     keys_3n = np.zeros((3, len(rows)), np.int64)
-    keys_3n[0] = np.fromiter(map(hash, name_rows(rows)), np.int64, len(rows))
-    for row, column in enumerate((rows.start, rows.end), 1):
-        keys_3n[row] = column.view(np.int64)  # all NaNs have the same bits
+    keys_3n[0] = np.fromiter(map(hash, keys), np.int64, len(rows))
+    keys_3n[1:] = (times_n2 + 0.0).view(np.int64).T  # 0.0 and -0.0 are equal
     keys_3n = keys_3n[:, np.lexsort(keys_3n)]
     return int((keys_3n[:, 1:] == keys_3n[:, :-1]).all(axis=0).sum())

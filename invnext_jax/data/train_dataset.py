@@ -106,8 +106,8 @@ class TrainDataset:
             table += f"\n{blocks}"
         if repeats := sources.count_repeats(self.manifest):
             table += (
-                f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same path, "
-                "record, start and end) and count as separate videos in the epochs"
+                f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same file, "
+                "start and end) and count as separate videos in the epochs"
             )
         return "\n".join([table, *sources.describe_worlds(self._config, self.manifest.file)])
 

@@ -1,18 +1,22 @@
 """Writes the files next to the shards: TFDS metadata, the manifest and the quarantine list."""
 
 import collections
+import csv
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from invnext_jax import csv_text
+from invnext_jax import csv_text, sanitize
 from invnext_jax.data import class_names, video_io
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.columns import ORIGINAL_TIMES
+from invnext_jax.data.copies import name_originals
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_files import read_json, write_text
 from invnext_jax.dataset_prep.shard_writer import (
@@ -26,6 +30,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.field_checks import COUNT, check_fields, list_of
 
 VERSION = "1.0.0"
+KEPT_COLUMNS = ("sar", "transfer", "flags")  # of the input manifest: they describe the original
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,15 +149,47 @@ def _lengths_path(plan: ShardPlan) -> epath.Path:
 def _format_manifest(
     plan: ShardPlan, manifest: manifest_lib.Manifest, reports: Sequence[ShardReport]
 ) -> str:
-    rows = [("path", "record", "source", *plan.labels, *VIDEO_COLUMNS, "codec", "original")]
+    columns = ("path", "record", "source", *plan.labels, *VIDEO_COLUMNS, "codec", *KEPT_COLUMNS)
+    rows: list[Sequence[Any]] = [(*columns, "original", *ORIGINAL_TIMES)]
+    texts = list(_read_texts(plan.manifests, (*KEPT_COLUMNS, "original")))
+    _, times_n2 = name_originals(manifest)
     for index, report in enumerate(reports):
         shard = plan.shard_path(index).name
         # A retry appends records to a shard, but the manifest is in the order of the rows.
         for position, (row, *values) in sorted(enumerate(report.written), key=lambda e: e[1][0]):
             record = manifest[row]
             labels = (record.labels.get(name, -1) for name in plan.labels)
-            rows.append((shard, position, record.source, *labels, *values, "h264", record.name))
+            *kept, original = texts[row]
+            cells = (shard, position, record.source, *labels, *values, "h264", *kept)
+            rows.append((*cells, *_describe_original(record, original, times_n2[row].tolist())))
     return csv_text.format_csv(rows)
+
+
+def _read_texts(manifests: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yields the cells of some columns in each row; "" for those that a manifest does not have."""
+    for name in manifests:
+        with video_io.open_text(name) as file:
+            rows = csv.reader(csv_text.read_lines(file))
+            header = next(rows)
+            for cells in filter(None, rows):
+                row = dict(zip(header, cells, strict=False))
+                yield tuple(row.get(column, "") for column in columns)
+
+
+def _describe_original(
+    record: manifest_lib.VideoRecord, original: str, times: Sequence[float]
+) -> tuple[str, float | None, float | None]:
+    """Returns the file from which a record was made, and its start and end in that file.
+
+    Args:
+      record: The row from which the record was made, which may itself be a record.
+      original: The file from which that record was made, or "".
+      times: Start and end of the row in `original`, as in `copies.name_originals`.
+    """
+    if record.record is None or not original or math.isinf(times[0]):
+        return record.name, record.start, record.end
+    start, end = times
+    return sanitize.redact_urls(original), start or None, None if math.isinf(end) else end
 
 
 def _read_lengths(path: epath.Path) -> dict[str, Any]:

@@ -122,15 +122,15 @@ def compare_splits(config: Any, tasks: Sequence[str], evaluators: Sequence[str])
     if copies:
         examples = ", ".join(ascii(val[row].name) for row in list(copies)[:EXAMPLES])
         notes.append(
-            f"{len(copies)} of {len(val)} held-out videos are also training videos (same content), "
-            f"such as {examples}. Results on these videos do not measure generalization."
+            f"{len(copies)} of {len(val)} held-out videos are also training videos (same name or "
+            f"content), such as {examples}. Results on these videos do not measure generalization."
         )
     repeats = find_repeats(val)
     if repeats:
         examples = ", ".join(ascii(val[row].name) for row in list(repeats)[:EXAMPLES])
         notes.append(
             f"{len(repeats)} of {len(val)} held-out videos occur earlier in the same list (same "
-            f"content), such as {examples}. They count several times."
+            f"name or content), such as {examples}. They count several times."
         )
     unseen = {}
     for task in tasks:
