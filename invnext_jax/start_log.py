@@ -95,7 +95,7 @@ def describe_initial_share(config: Any) -> str:
         return ""
     return (
         f"the moving average of the parameters still consists of {share:.0%} initial values after "
-        f"the {config.total_steps:,} steps of the run: lower config.ema.decay={config.ema.decay}"
+        f"all steps of the run ({config.total_steps:,}): lower config.ema.decay={config.ema.decay}"
     )
 
 

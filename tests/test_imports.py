@@ -132,7 +132,8 @@ LAYERS = {
         {"lists"},
         {"caption_lists"},
         {"published_lists"},
-        {"class_ids", "text_tables", "video_files"},
+        {"class_ids"},
+        {"text_tables", "video_files"},
         {"video_list", "folder_scan"},
     ],
     "dataset_prep": [

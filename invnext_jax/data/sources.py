@@ -13,11 +13,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from absl import logging
 
 from invnext_jax.data import video_io
-from invnext_jax.data.copies import identify_rows
 from invnext_jax.data.manifest import Manifest, split_names
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
@@ -78,13 +76,16 @@ def describe_options(data_config: Config, source: str) -> str:
 
 def describe_worlds(data_config: Config, manifests: str) -> list[str]:
     """Returns a sentence for each world in `manifests` with fewer frames or pixels than a clip."""
-    sentences, clip = [], (data_config["frames"], data_config["size"])
+    sentences, effects = [], {"frames": "repeated", "size": "enlarged"}
     for name in filter(video_io.is_world, split_names(manifests)):
         spec = urls.parse(name).spec
-        if spec.frames < clip[0] or spec.size < clip[1]:
+        small = [field for field in effects if getattr(spec, field) < data_config[field]]
+        if small:
             sentences.append(
                 f"{name} has {spec.frames} frames of {spec.size} x {spec.size} pixels, which are "
-                f"repeated or enlarged: add &frames={clip[0]}&size={clip[1]} to render whole clips"
+                f"{' and '.join(effects[field] for field in small)}: set "
+                f"{'&'.join(f'{field}={data_config[field]}' for field in small)} to render whole "
+                "clips"
             )
     return sentences
 
@@ -129,16 +130,19 @@ def check_clip_options(fields: Mapping[str, Any], prefix: str) -> None:
         )
 
 
-def check_weights(weights: Sequence[tuple[str, float]], counts: collections.Counter) -> list[str]:
+def check_weights(
+    weights: Sequence[tuple[str, float]], counts: collections.Counter, trained: collections.Counter
+) -> list[str]:
     """Checks `config.data.weights`, and returns the names of the weighted sources.
 
     Args:
       weights: pairs of a source and its weight.
       counts: number of rows of each source of the manifest.
+      trained: number of those rows that are not held out.
 
     Raises:
-      UserError: a source has no weight, a weight has no source, or a weight is not a positive
-        number.
+      UserError: a source has no weight, a weight has no source or only rows that are held out, or
+        a weight is not a positive number.
     """
     for pair in weights:
         if not _is_pair(pair):
@@ -161,6 +165,11 @@ def check_weights(weights: Sequence[tuple[str, float]], counts: collections.Coun
         raise UserError(
             f"config.data.weights has no weight for the source {missing[0]!r}: add one, or remove "
             "its rows from the manifest"
+        )
+    if held_out := [name for name in names if not trained[name]]:
+        raise UserError(
+            f"config.data.weights has the source {held_out[0]!r}, but config.data.held_out holds "
+            "out all of its rows: lower held_out, or remove the source from manifest and weights"
         )
     return names
 
@@ -282,18 +291,3 @@ def _list_names(sources: Collection[str]) -> str:
     names = [repr(name) for name in sources]
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return f"only the source{'s' if len(names) > 1 else ''} {shown}"
-
-
-def count_repeats(rows: Manifest) -> int:
-    """Returns how many rows have the video, start and end of an earlier row.
-
-    The rows are compared as in `copies.identify_rows`.
-
-    Shape key: 3 = (hash of the key, start, end), n rows, 2 = (start, end).
-    """
-    keys, times_n2 = identify_rows(rows)
-    keys_3n = np.zeros((3, len(rows)), np.int64)
-    keys_3n[0] = np.fromiter(map(hash, keys), np.int64, len(rows))
-    keys_3n[1:] = (times_n2 + 0.0).view(np.int64).T  # 0.0 and -0.0 are equal
-    keys_3n = keys_3n[:, np.lexsort(keys_3n)]
-    return int((keys_3n[:, 1:] == keys_3n[:, :-1]).all(axis=0).sum())

@@ -11,10 +11,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import MISSING_FRAMES, BadClip
+from invnext_jax.data.copies import identify_rows
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
 from invnext_jax.data.train_iterator import BatchBuffer, GroupResult, TrainIterator
 from invnext_jax.data.train_order import CLIP_STREAM, Mixture
@@ -104,7 +107,12 @@ class TrainDataset:
         table = self.mixture.table(steps * self.global_batch, describe)
         if blocks := self.mixture.describe_blocks():
             table += f"\n{blocks}"
-        if repeats := sources.count_repeats(self.manifest):
+        if absent := self.mixture.absent:
+            table += (
+                f"\nwarning: no video of {', '.join(map(repr, absent))} is trained on, because "
+                "config.data.held_out holds out all of them: lower it"
+            )
+        if repeats := count_repeats(self.manifest):
             table += (
                 f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same file, "
                 "start and end) and count as separate videos in the epochs"
@@ -174,3 +182,18 @@ class TrainDataset:
             if self.bad_videos.fail_on_bad or worker_failures == MAX_WORKER_FAILURES:
                 break
         return GroupResult(None, bad_clips)
+
+
+def count_repeats(rows: manifest_lib.Manifest) -> int:
+    """Returns how many rows have the video, start and end of an earlier row.
+
+    The rows are compared as in `copies.identify_rows`.
+
+    Shape key: 3 = (hash of the key, start, end), n rows, 2 = (start, end).
+    """
+    keys, times_n2 = identify_rows(rows)
+    keys_3n = np.zeros((3, len(rows)), np.int64)
+    keys_3n[0] = np.fromiter(map(hash, keys), np.int64, len(rows))
+    keys_3n[1:] = (times_n2 + 0.0).view(np.int64).T  # 0.0 and -0.0 are equal
+    keys_3n = keys_3n[:, np.lexsort(keys_3n)]
+    return int((keys_3n[:, 1:] == keys_3n[:, :-1]).all(axis=0).sum())

@@ -149,10 +149,11 @@ class Mixture:
       order: The videos at all positions, a `grain.MapDataset` of records.
       videos: Number of rows that occur.
       shares: Maps the name of each source to its fraction of the order.
+      absent: Names of the sources that have no rows in the order.
 
     Raises:
-      UserError: A source has no weight, a weight has no source, or a weight is not a positive
-          number.
+      UserError: A source has no weight, a weight has no source or no rows that occur, or a weight
+          is not a positive number.
     """
 
     def __init__(
@@ -167,15 +168,13 @@ class Mixture:
         rows = range(len(manifest)) if rows is None else rows
         self.videos = len(rows)
         self._counts = collections.Counter(manifest.sources[row] for row in rows)
+        self.absent = [name for name in dict.fromkeys(manifest.sources) if not self._counts[name]]
         if not weights:
             self._rows, self._probabilities = [rows], np.ones(1)
             self.shares = {name: n / self.videos for name, n in self._counts.items()}
             self._set_order([seed], [1], block_size)
             return
-        sources.check_weights(weights, collections.Counter(manifest.sources))
-        # A source may be in the manifest, but not among the rows.
-        weights = [(name, weight) for name, weight in weights if name in self._counts]
-        names = [name for name, _ in weights]
+        names = sources.check_weights(weights, collections.Counter(manifest.sources), self._counts)
         least = min(weight for _, weight in weights)
         parts = np.array([round(WEIGHT_STEPS * weight / least) for _, weight in weights], object)
         self._rows = _rows_by_source(manifest, names, rows)

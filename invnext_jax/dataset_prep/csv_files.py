@@ -1,9 +1,11 @@
 """Writes CSV files that `csv_text.format_csv` has formatted."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from invnext_jax import atomic_file
+from invnext_jax.data import class_names
 from invnext_jax.errors import UserError
 
 
@@ -27,3 +29,24 @@ def relative_path(path: str, folder: str | os.PathLike) -> str:
     path, folder = os.path.normpath(path), os.path.abspath(folder)
     inside = os.path.commonpath((path, folder)) == folder
     return os.path.relpath(path, folder) if inside else path
+
+
+def check_class_names(manifest: Path, texts: Mapping[Path, str]) -> None:
+    """Checks that no class names remain from another list that had the same output.
+
+    Args:
+      manifest: The manifest to write.
+      texts: The contents of the files to write, by path.
+
+    Raises:
+      UserError: The manifest exists with different content and has class names, but the new one
+        has none.
+    """
+    path = Path(class_names.class_names_path(manifest))
+    if path in texts or not path.exists() or not manifest.exists():
+        return
+    if manifest.read_bytes() != texts[manifest].encode(errors="surrogateescape"):
+        raise UserError(
+            f"{path} has class names of an earlier list, but the new list has none: remove the "
+            "file, or change --out"
+        )

@@ -23,6 +23,7 @@ from invnext_jax.csv_text import format_csv
 from invnext_jax.data import class_names, index_files, manifest
 from invnext_jax.dataset_prep import duplicates, probe_cache, probing, video_flags
 from invnext_jax.dataset_prep.csv_files import (
+    check_class_names,
     check_overwrite,
     relative_path,
     write_csv,
@@ -240,6 +241,7 @@ def _write_outputs(
         text = class_names.format_class_names(names, _label_columns(copies.clean))
         texts[Path(class_names.class_names_path(out))] = text
     check_overwrite(out, texts[out], overwrite)
+    check_class_names(out, texts)
     for path, text in reversed(texts.items()):  # the manifest marks a complete run
         write_csv(path, text)
 
@@ -256,7 +258,7 @@ def _split_entries(
             continue
         entry = _resolve_window(entry, result)
         key = entry.path, entry.start, entry.end
-        problem = _check_window(entry, result)
+        problem = video_flags.describe_window(entry, result.duration)
         if not problem and key in listed:
             suffix = " with other labels" if listed[key] != entry.labels else ""
             problem = f"listed before{suffix}"
@@ -273,13 +275,6 @@ def _resolve_window(entry: VideoEntry, probe: VideoProbe) -> VideoEntry:
     if entry.may_be_trimmed and probe.duration <= entry.end - entry.start + TRIM_TOLERANCE_SECONDS:
         return dataclasses.replace(entry, start=None, end=None)
     return entry
-
-
-def _check_window(entry: VideoEntry, probe: VideoProbe) -> str:
-    start = entry.start or 0.0
-    if not 0 <= start < probe.duration or (entry.end is not None and entry.end <= start):
-        return f"no frame between {start:g} and {entry.end} seconds of {probe.duration:g}"
-    return ""
 
 
 def _label_columns(clean: Sequence[tuple[VideoEntry, VideoProbe]]) -> list[str]:

@@ -101,8 +101,10 @@ def write_metadata(
 def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
     """Writes the class names of each label column to `path`.
 
-    A column is left out if a manifest with this column has no class names, or other numbers.
+    A column is left out if a manifest with this column has no class names, or other numbers. Names
+    that an earlier command wrote are removed.
     """
+    path.unlink(missing_ok=True)
     found, notes = [], []
     for name in manifests:
         if video_io.is_remote(name) or video_io.is_world(name):

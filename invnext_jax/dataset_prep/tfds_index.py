@@ -92,12 +92,14 @@ def index_dataset(
     header = ("path", "record", "source", *label_columns.values(), *VIDEO_COLUMNS)
     rows = ((*record, source or info.name, *values) for record, values in good)
     text = csv_text.format_csv([header, *rows])
+    texts = {out: text}
+    if names := _class_ids(folder, info.features):
+        content = class_names.format_class_names(names, label_columns.values())
+        texts[Path(class_names.class_names_path(out))] = content
     csv_files.check_overwrite(out, text, options.overwrite)
-    if len(label_columns) == 1 and (names := _class_ids(folder, info.features)):
-        column = next(iter(label_columns.values()))
-        content = class_names.format_class_names({column: names}, [column])
-        write_text(epath.Path(class_names.class_names_path(out)), content)
-    write_text(epath.Path(out), text)
+    csv_files.check_class_names(out, texts)
+    for path, content in reversed(texts.items()):  # the manifest marks a complete run
+        write_text(epath.Path(path), content)
     return TfdsIndexSummary(out, len(records), len(good), len(bad))
 
 
@@ -115,12 +117,17 @@ def _label_columns(features: Mapping[str, Feature]) -> dict[str, str]:
     return columns
 
 
-def _class_ids(folder: str | os.PathLike, features: Mapping[str, Feature]) -> dict[str, int]:
-    """Returns the class ids by name if there is only one `ClassLabel` and it has names; else {}."""
-    found = [name for name, feature in features.items() if feature.class_label]
-    names = tfds_metadata.read_class_names(folder, found[0]) if len(found) == 1 else []
-    has_names = any(name != str(number) for number, name in enumerate(names))
-    return {name: number for number, name in enumerate(names)} if has_names else {}
+def _class_ids(
+    folder: str | os.PathLike, features: Mapping[str, Feature]
+) -> dict[str, dict[str, int]]:
+    """Returns the class ids by name of the column of each `ClassLabel` that has names."""
+    found = {}
+    for feature, column in _label_columns(features).items():
+        is_class = features[feature].class_label
+        names = tfds_metadata.read_class_names(folder, feature) if is_class else []
+        if any(name != str(number) for number, name in enumerate(names)):
+            found[column] = {name: number for number, name in enumerate(names)}
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

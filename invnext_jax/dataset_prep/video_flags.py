@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invnext_jax.data.clips import count_dense_span
-from invnext_jax.video.frame_index import PacketIndex
+from invnext_jax.video.frame_index import PacketIndex, describe_range
+from invnext_jax.video_lists.video_list import VideoEntry
 
 CLIP_FRAMES = 16  # frames of a clip, whose cost and length are estimated; as config.data.frames
 CLIP_STRIDE = 4  # frames between those of a densely sampled clip; as config.data.stride
@@ -18,6 +19,16 @@ ADVICE = {
     "expensive": "take a core more than about one second per clip: re-encode the videos with "
     "prepare_data.py shards, or start more data workers",
 }
+
+
+def describe_window(entry: VideoEntry, duration: float) -> str:
+    """Returns why no frame of a video is between the start and the end of an entry, or ""."""
+    start = entry.start or 0.0
+    if problem := describe_range(start, entry.end):
+        return problem
+    if start >= duration or entry.end == start:
+        return f"no frame between {start:g} and {entry.end} seconds of {duration:g}"
+    return ""
 
 
 def find_flags(index: PacketIndex, width: int, height: int) -> str:

@@ -104,7 +104,8 @@ def find_steps(config: Any) -> list[int]:
     if unknown := names.keys() - found.keys():
         raise UserError(
             f"config.steps={config.steps!r}: {config.checkpoint} has no checkpoint "
-            f"{min(unknown)!r}; use {ALL_STEPS!r}, or numbers from {', '.join(found)}"
+            f"{min(unknown)!r}, only those of steps {', '.join(found)}: use these numbers, or "
+            f"{ALL_STEPS!r}"
         )
     return sorted(found[name] for name in names)
 

@@ -7,6 +7,7 @@ import ml_collections
 
 from invnext_jax import config_checks
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features, split_checks, unused_options
 from invnext_jax.evaluation.evaluators import registry
 
@@ -55,6 +56,39 @@ def check_manifests(config: ml_collections.ConfigDict, manifests: Mapping[str, s
     _check_labels(ml_collections.FrozenConfigDict(found), needs_labels)
 
 
+def check_kept(
+    arm: str,
+    config: ml_collections.ConfigDict,
+    training: ml_collections.ConfigDict,
+    shared: ml_collections.ConfigDict,
+) -> None:
+    """Checks that the training of an evaluation keeps the checkpoints that its arm asks for.
+
+    The options of checkpoints are not part of the hash of a training, so arms that differ only in
+    them share one training.
+
+    Args:
+      arm: the name of the arm.
+      config: the config of the evaluation.
+      training: the config of the training in this arm.
+      shared: the config of the training that runs.
+
+    Raises:
+      UserError: the evaluation is of several steps, and the options of checkpoints differ.
+    """
+    own, others = training.checkpoint, shared.checkpoint
+    differ = [name for name in _KEPT if own[name] != others[name]]
+    if config.steps and differ:
+        name = f"checkpoint.{differ[0]}"
+        raise UserError(
+            f"the arm {arm!r} sets {name}={own[differ[0]]} and evaluates the steps "
+            f"{config.steps!r}, but shares its training with an arm that has "
+            f"{name}={others[differ[0]]}: set the same value in both"
+        )
+
+
+# Options in `config.checkpoint` that decide which checkpoints remain.
+_KEPT = ("every_steps", "keep_last", "keep_every_steps", "keep_best", "best_metric", "best_mode")
 _MANIFESTS = ("train_manifest", "val_manifest")
 
 

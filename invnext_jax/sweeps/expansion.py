@@ -19,7 +19,7 @@ from invnext_jax.field_checks import (
     Fields,
     check_types,
 )
-from invnext_jax.sweeps import identity, setting_checks
+from invnext_jax.sweeps import evaluation_checks, identity, setting_checks
 from invnext_jax.sweeps.arms import Arm, Column
 from invnext_jax.sweeps.job import Job, Resources
 from invnext_jax.sweeps.settings import Setting
@@ -244,10 +244,8 @@ def expand(
         raise UserError(f"{sweep.source} has more than {MAX_ARMS:,} arms: divide the sweep")
     arms = []
     for arm in sweep.arms:
-        used = _expand_arm(arm, folder, settings, jobs, configs)
-        arms.append(
-            PlannedArm(arm.name, arm.group, arm.seed, arm.is_baseline, dict(arm.reference), used)
-        )
+        fields = arm.name, arm.group, arm.seed, arm.is_baseline, dict(arm.reference)
+        arms.append(PlannedArm(*fields, _expand_arm(arm, folder, settings, jobs, configs)))
     setting_checks.check_effects(settings, configs)
     return ExpandedSweep(sweep.source, tuple(arms), sweep.find_columns(), jobs), configs
 
@@ -261,7 +259,7 @@ def _expand_arm(
 ) -> dict[str, str]:
     """Adds the jobs of an arm that do not exist yet, and returns the names of its jobs by step."""
     used: dict[str, str] = {}
-    source = ""  # name of the last training
+    source, training = "", None  # name and config of the last training
     for step in arm.steps:
         config = load_step(step, arm.seed, settings)
         start = "" if config.own_source else source
@@ -277,7 +275,9 @@ def _expand_arm(
             configs[name] = config
         used[step.name] = name
         if config.kind is Kind.TRAIN:
-            source = name
+            source, training = name, config.config
+        elif start:
+            evaluation_checks.check_kept(arm.name, config.config, training, configs[start].config)
     return used
 
 

@@ -91,6 +91,11 @@ class Recipe:
         """Returns a warning if the run never reaches its peak learning rate, otherwise ""."""
         if self.warmup_steps < self.total_steps:
             return ""
+        if self.total_steps == 1:
+            return (
+                "the only step of the run is the first one of the warm-up, so its learning rate is "
+                "0: set config.optimizer.warmup_steps=0 to train in it"
+            )
         return (
             f"the warm-up of {self.warmup_steps:,} steps does not end within the "
             f"{self.total_steps:,} steps of the run: set config.optimizer.warmup_steps"

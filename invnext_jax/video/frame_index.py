@@ -214,6 +214,15 @@ def _guess_times(scan: _PacketScan, count: int) -> tuple[int | None, ...]:
     return tuple(times) if len(times) == count else (None,) * count
 
 
+def describe_range(start: float, end: float | None) -> str:
+    """Returns what is wrong with a range in seconds that no video can have; "" if nothing is."""
+    if start < 0:
+        return f"the start, {start:g} seconds, must not be negative"
+    if end is not None and end < start:
+        return f"the start, {start:g} seconds, is after the end, {end:g}: they seem to be swapped"
+    return ""
+
+
 def frames_between(
     times: Sequence[int | None], stream, start: float | None, end: float | None
 ) -> Sequence[int]:
@@ -232,5 +241,5 @@ def frames_between(
     last = bisect.bisect_left(numbers, high - 1e-6, key=seconds.__getitem__)
     if first >= last:
         text = f"no frame between {low} and {high} seconds of {seconds[len(times) - 1]:.2f}"
-        raise BadVideo(text, "empty range")
+        raise BadVideo(describe_range(low, end) or text, "empty range")
     return range(first, last)

@@ -8,10 +8,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from invnext_jax.data import class_names
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists import text_tables
+from invnext_jax.video_lists.text_tables import Table
 from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoList
 
+# Columns that contain the names of classes if another column has their numbers.
+NAME_COLUMNS = ("label", "class", "class_name", "label_name", "action", "category")
 ALPHABETICAL = "alphabetical"  # value of --classes
+_SEVERAL_NUMBERS = re.compile(r"[\s(\[{]*-?\d+(?:\.0*)?(?:[\s,;|]+-?\d+(?:\.0*)?)+[\s)\]}]*")
 
 
 def normalize(name: str, where: str) -> str:
@@ -41,6 +47,16 @@ def check_length(name: str, where: str) -> None:
         )
 
 
+def refuse_lists(names: Iterable[str], path: Path) -> None:
+    """Raises `UserError` if all names are several numbers, such as "1,2": lists of labels."""
+    names = list(names)
+    if names and all(map(_SEVERAL_NUMBERS.fullmatch, names)):
+        raise UserError(
+            f"list {path}: {names[0]!a} is a list of labels, but a video has one label: keep one, "
+            "or use a column label_<task> for each"
+        )
+
+
 def assign(
     names: Iterable[str], options: ListOptions, path: Path, default_file: Path | None = None
 ) -> tuple[dict[str, int] | None, str]:
@@ -57,13 +73,15 @@ def assign(
       or "".
 
     Raises:
-      UserError: The file cannot be read, a name is missing in it, or a name is too long.
+      UserError: The file cannot be read, a name is missing in it or is too long, or all names are
+        several numbers.
     """
     used = sorted(set(names) - {""})
     for name in used:
         check_length(name, f"list {path}")
     if not used:
         return None, ""
+    refuse_lists(used, path)
     file = "" if options.classes == ALPHABETICAL else options.classes or str(default_file or "")
     if not file:
         return {name: number for number, name in enumerate(used)}, ""
@@ -74,12 +92,69 @@ def assign(
     return ids, file
 
 
+def number_labels(texts: list[str], where: list[str], path: Path, options: ListOptions):
+    """Returns the labels of texts, the class ids and the file that defines them.
+
+    The texts must be all numbers or all names.
+    """
+    is_number = [_is_label(text) for text in texts]
+    if all(is_number):
+        return list(map(text_tables.parse_label, texts, where)), None, ""
+    numbers = [
+        i for i, text in enumerate(texts) if is_number[i] and columns_lib.parse_label(text) >= 0
+    ]
+    if numbers:
+        refuse_lists([text for text in texts if not _is_label(text)], path)
+        name = texts[is_number.index(False)]
+        raise UserError(
+            f"{where[numbers[0]]}: {texts[numbers[0]]!r} is a number, but {name!r} is a class "
+            "name: use only numbers or only names"
+        )
+    names = ["" if _is_label(text) else text for text in texts]
+    names = list(map(normalize, names, where))
+    ids, ids_file = assign(names, options, path)
+    return [ids[name] if name else NO_LABEL for name in names], ids, ids_file
+
+
+def _is_label(text: str) -> bool:
+    try:
+        columns_lib.parse_label(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _read_file(path: str, column: str) -> dict[str, int]:
     try:
         ids = class_names.read_class_names(path, column)
         return {normalize(name, path): number for name, number in ids.items()}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--classes={path} cannot be read: {error}") from error
+
+
+def find_names(
+    table: Table, column: str | None, labels: Sequence[int | None]
+) -> tuple[str | None, dict[str, int] | None]:
+    """Finds the column with the class names of numeric labels: each number has one name.
+
+    Args:
+      table: The table.
+      column: The column with the numbers; None if there is none.
+      labels: The numbers.
+
+    Returns:
+      The name of the column, and the class ids by name; (None, None) if there is no such column.
+    """
+    for other in table.columns if column else ():
+        if other == column or other.lower() not in NAME_COLUMNS:
+            continue
+        texts = ((row[other] or "").strip() for _, row in table.rows)
+        pairs = {(text, n) for text, n in zip(texts, labels, strict=True) if n != NO_LABEL}
+        ids = {normalize(text, f"column {other}"): number for text, number in pairs}
+        are_names = all(ids) and not all(re.fullmatch(r"-?[\d.]+", name) for name in ids)
+        if ids and are_names and len(pairs) == len(ids) == len(set(ids.values())):
+            return other, dict(sorted(ids.items(), key=lambda pair: pair[1]))
+    return None, None
 
 
 def make_labels(ids: dict[str, int] | None, name: str, task: str) -> dict[str, int]:

@@ -112,6 +112,8 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
     named = find([name for name in LABEL_COLUMNS if name not in label_columns])
     named = named if column not in label_columns else None
     labels, ids, ids_file = _read_label_column(path, table, named, options)
+    name_column, ids = (None, ids) if ids else class_ids.find_names(table, named, labels)
+    ids_file = os.fspath(path) if name_column else ids_file
     files = (
         None if path_column.lower() in PATH_COLUMNS else FileFinder(options.videos or path.parent)
     )
@@ -129,9 +131,18 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
         source = (row.get(source_column) or "").strip() if source_column else path.stem
         own |= {} if label is None else {column: label}
         entries.append(VideoEntry(file, options.source or source, start, end, own, problem))
-    used = {path_column, source_column, start_column, end_column, named, *label_columns}
+    used = {
+        path_column,
+        source_column,
+        start_column,
+        end_column,
+        named,
+        name_column,
+        *label_columns,
+    }
     used |= {"split", "subset"}
     notes = [f"labels: the column {named!r} is read as {column}"] if named else []
+    notes += [f"class names: the column {name_column!r}"] if name_column else []
     if duration:
         notes.append(f"clips end at {start_column!r} + {duration!r}, in seconds")
     if ignored := [c for c in table.columns if c and c not in used | PROBED_COLUMNS]:
@@ -153,10 +164,12 @@ def _add_class_names(
     others = " and ".join(sorted(found.keys() - {column}))
     notes += [f"{file}: names of {others} are not read: set --task to read them"] if others else []
     videos = dataclasses.replace(videos, notes=tuple(notes))
-    if column not in found or videos.classes is not None:
+    if videos.classes is None and column in found:
+        ids = {class_ids.normalize(name, file): number for name, number in found[column].items()}
+        videos = dataclasses.replace(videos, classes=ids, classes_file=file)
+    elif videos.classes_file != os.fspath(path):
         return videos
-    ids = {class_ids.normalize(name, file): number for name, number in found[column].items()}
-    videos = dataclasses.replace(videos, classes=ids, classes_file=file)
+    ids = videos.classes
     if not options.classes:
         return videos
     return class_ids.renumber(videos, column, *class_ids.assign(ids, options, path))
@@ -171,7 +184,10 @@ def _find_file(row, columns: tuple[str, str | None], folder, files: FileFinder |
     if not name.strip():
         raise UserError(f"{where}: the path is empty")
     if row.get("record"):
-        raise UserError(f"{where} is a record of a shard: train on this manifest directly")
+        raise UserError(
+            f"{where} is a record of a shard: train on this manifest directly, or give the list "
+            "from which the shards were made"
+        )
     if "://" in name:
         raise UserError(f"{where}: {name} is remote: train on this manifest directly")
     if files is None or name.lower().endswith(VIDEO_EXTENSIONS):
@@ -190,38 +206,7 @@ def _read_label_column(path: Path, table: Table, column: str | None, options: Li
         return [None] * len(table.rows), None, ""
     texts = [(row[column] or "").strip() for _, row in table.rows]
     where = [f"list {path}, line {line}, {column}" for line, _ in table.rows]
-    return _number_labels(texts, where, path, options)
-
-
-def _number_labels(texts: list[str], where: list[str], path: Path, options: ListOptions):
-    """Returns the labels of texts, the class ids and the file that defines them.
-
-    The texts must be all numbers or all names.
-    """
-    is_number = [_is_label(text) for text in texts]
-    if all(is_number):
-        return list(map(text_tables.parse_label, texts, where)), None, ""
-    numbers = [
-        i for i, text in enumerate(texts) if is_number[i] and columns_lib.parse_label(text) >= 0
-    ]
-    if numbers:
-        name = texts[is_number.index(False)]
-        raise UserError(
-            f"{where[numbers[0]]}: {texts[numbers[0]]!r} is a number, but {name!r} is a class "
-            "name: use only numbers or only names"
-        )
-    names = ["" if _is_label(text) else text for text in texts]
-    names = list(map(class_ids.normalize, names, where))
-    ids, ids_file = class_ids.assign(names, options, path)
-    return [ids[name] if name else NO_LABEL for name in names], ids, ids_file
-
-
-def _is_label(text: str) -> bool:
-    try:
-        columns_lib.parse_label(text)
-    except ValueError:
-        return False
-    return True
+    return class_ids.number_labels(texts, where, path, options)
 
 
 _NUMBER = re.compile(r"-?\d+(?:\.0*)?")
@@ -255,7 +240,7 @@ def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
         where.append(f"list {path}, line {number}")
         files.append(locate(folder, pair[0], where[-1]))
         labels.append(pair[1])
-    ids_of_rows, ids, ids_file = _number_labels(labels, where, path, options)
+    ids_of_rows, ids, ids_file = class_ids.number_labels(labels, where, path, options)
     has_labels = any(label != NO_LABEL for label in ids_of_rows)
     column = f"{manifest.LABEL_PREFIX}{options.task}"
     entries = [

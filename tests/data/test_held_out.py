@@ -107,10 +107,13 @@ def test_copies_of_held_out_videos_are_mentioned(tmp_path):
     assert held_out.describe_copies(read_manifest(tmp_path / "m.csv"), 0) == ""
 
 
-def test_the_rows_of_a_weighted_mixture_may_lack_a_source(manifest):
-    mixture = Mixture(manifest, (("a", 1.0), ("b", 3.0)), 0, range(20))
-    assert mixture.shares == {"a": 1.0} and mixture.videos == 20
-    assert {mixture.get_video(n, 0).index for n in range(40)} == set(range(20))
+def test_a_source_with_a_weight_must_not_be_held_out_as_a_whole(manifest):
+    message = "weights has the source 'b', but config.data.held_out holds out all of its rows"
+    with pytest.raises(UserError, match=message):
+        Mixture(manifest, (("a", 1.0), ("b", 3.0)), 0, range(20))
+    mixture = Mixture(manifest, (), 0, range(20))
+    assert mixture.absent == ["b"] and mixture.shares == {"a": 1.0}
+    assert Mixture(manifest, (("a", 1.0), ("b", 3.0)), 0, range(31)).absent == []
 
 
 def test_the_log_counts_held_out_videos_that_nothing_evaluates(manifest):

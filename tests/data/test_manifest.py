@@ -4,7 +4,7 @@ import pickle  # grain pickles sources
 import pytest
 
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import sources
+from invnext_jax.data import train_dataset
 from invnext_jax.data.train_order import VideoFileSource
 from invnext_jax.errors import UserError
 
@@ -131,14 +131,14 @@ def test_record_is_a_position_in_a_shard(tmp_path):
 def test_a_file_that_is_given_twice_is_refused_and_repeated_rows_are_counted(tmp_path):
     header = "path,source,start,end,record\n"
     path = write(tmp_path, header + "a,x,,,\na,x,,,\na,x,1,,\nb,x,,,0\nb,x,,,1\nb,y,,,1\na,x,,,\n")
-    assert sources.count_repeats(manifest_lib.read_manifest(path)) == 3
+    assert train_dataset.count_repeats(manifest_lib.read_manifest(path)) == 3
     for names in (f"{path},{path}", f"{path},{str(path).removesuffix('.csv')}"):
         with pytest.raises(UserError, match="is given twice: remove one"):
             manifest_lib.read_manifest(names)
     world = "world:simple/train?videos=9"
-    assert sources.count_repeats(manifest_lib.read_manifest(world)) == 0
+    assert train_dataset.count_repeats(manifest_lib.read_manifest(world)) == 0
     joined = manifest_lib.read_manifest(f"{world},world:simple/train?videos=4")
-    assert sources.count_repeats(joined) == 4
+    assert train_dataset.count_repeats(joined) == 4
 
 
 def test_source_has_random_access_and_can_be_pickled(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from fakes import probe_or_hang
 from list_cases import build, counts
 
+from invnext_jax.dataset_prep import csv_files
 from invnext_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +142,15 @@ def test_user_errors_are_one_sentence(arguments, sentence, tmp_path):
     assert done.returncode == 2
     assert sentence in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "a.csv").exists()
+
+
+def test_class_names_of_an_earlier_list_do_not_remain(tmp_path):
+    out, names = tmp_path / "m.csv", tmp_path / "m.classes.json"
+    csv_files.check_class_names(out, {out: "new"})
+    names.write_text('{"run": 0}')
+    csv_files.check_class_names(out, {out: "new"})  # the names may be meant for the new manifest
+    out.write_text("old")
+    csv_files.check_class_names(out, {out: "old"})
+    csv_files.check_class_names(out, {out: "new", names: '{"jump": 0}'})
+    with pytest.raises(UserError, match="m.classes.json has class names of an earlier list, but"):
+        csv_files.check_class_names(out, {out: "new"})

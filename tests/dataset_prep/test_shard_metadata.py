@@ -15,6 +15,7 @@ def test_class_names_are_copied_if_all_manifests_have_names_that_agree(tmp_path,
             (tmp_path / f"{name}.classes.json").write_text(json.dumps(ids))
     out = epath.Path(tmp_path / "train.classes.json")
     for manifests in ("ac", "ad", "d"):
+        out.write_text("{}")  # of an earlier command
         shard_metadata.copy_class_names([f"{tmp_path}/{name}.csv" for name in manifests], out)
         assert not out.exists()
     assert "number classes differently" in caplog.text

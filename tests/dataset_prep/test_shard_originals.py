@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import copies, files, held_out, sources
+from invnext_jax.data import copies, files, held_out, train_dataset
 from invnext_jax.data.manifest import read_manifest
 from invnext_jax.dataset_prep import sharding
 from invnext_jax.dataset_prep.reencode import Encoding
@@ -58,7 +58,7 @@ def test_shards_keep_the_columns_by_which_videos_are_filtered(prepared):
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_held_out_files_and_their_records_are_on_the_same_side(prepared, count):
     mixed = read_manifest(",".join(prepared))
-    assert sources.count_repeats(mixed) == 16
+    assert train_dataset.count_repeats(mixed) == 16
     rows = set(held_out.held_out_rows(mixed, min(count, 4)).tolist())
     assert {row + 8 * part for row in {row % 8 for row in rows} for part in range(3)} == rows
     assert not held_out.describe_copies(mixed, min(count, 4))
@@ -105,8 +105,8 @@ def test_times_in_shards_of_earlier_versions_are_unknown(read, tmp_path):
     shards, raw = read(*rows, columns=columns), read("a.mp4,s,5,10,,,,", "b.mp4,s,,,,,,")
     assert copies.find_copies(shards, raw) == {0: 0}
     assert copies.find_copies(raw, shards) == {0: 0, 1: 0, 2: 0}
-    assert not copies.find_repeats(shards) and not sources.count_repeats(shards)
-    assert sources.count_repeats(read(*rows, rows[1], columns=columns)) == 1
+    assert not copies.find_repeats(shards) and not train_dataset.count_repeats(shards)
+    assert train_dataset.count_repeats(read(*rows, rows[1], columns=columns)) == 1
 
 
 def test_records_of_the_same_part_of_a_file_are_repeats(read, tmp_path):
@@ -119,7 +119,7 @@ def test_records_of_the_same_part_of_a_file_are_repeats(read, tmp_path):
     ]
     part = read(*rows, f"{video},s,0,,,,,", f"{video},s,1,3,,,,")
     assert copies.find_repeats(part) == {1: 0, 3: 2, 4: 0}
-    assert sources.count_repeats(part) == 3
+    assert train_dataset.count_repeats(part) == 3
 
 
 def test_other_files_and_columns_of_files_are_not_compared(read, tmp_path):

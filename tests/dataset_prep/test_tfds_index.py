@@ -132,7 +132,7 @@ def test_record_without_its_label_is_quarantined(labels, reason, dataset, monkey
     assert probe(shard, 1) == {"reason": reason}
 
 
-def test_class_names_are_those_of_the_only_class_label(tmp_path):
+def test_class_names_are_those_of_each_class_label(tmp_path):
     label, scalar = tfds.features.ClassLabel, tfds.features.Scalar(np.int64)
 
     def find(**features):
@@ -143,9 +143,11 @@ def test_class_names_are_those_of_the_only_class_label(tmp_path):
         found = _write_and_read(tfds.features.FeaturesDict(features), folder)
         return tfds_index._class_ids(folder, found)
 
-    assert find(action=label(names=["fall", "rise"]), n=scalar) == {"fall": 0, "rise": 1}
+    names = {"label_action": {"fall": 0, "rise": 1}}
+    assert find(action=label(names=["fall", "rise"]), n=scalar) == names
     assert find(action=label(num_classes=2)) == find(n=scalar) == {}
-    assert find(a=label(names=["fall"]), b=label(names=["rise"])) == {}
+    two = {"label_a": {"fall": 0}, "label_b": {"rise": 0}}
+    assert find(a=label(names=["fall"]), b=label(names=["rise"]), label_c=scalar) == two
 
 
 def test_results_of_workers_that_no_call_returns_are_not_valid():

@@ -69,7 +69,13 @@ def test_worlds_smaller_than_the_clips_are_noted():
     for size, count in ((32, 0), (64, 2)):
         resolved = evaluation_data.resolve(config, make_blind(size=size, frames=8))
         dataset = evaluation_data.EvaluationData(resolved, ("shape",))
-        assert sum("repeated or enlarged" in note for note in dataset.describe_videos()) == count
+        assert (
+            sum(
+                "pixels, which are enlarged: set size=64 to" in note
+                for note in dataset.describe_videos()
+            )
+            == count
+        )
 
 
 def test_encoder_runs_once_for_pooled_features_and_tokens(tmp_path, monkeypatch):

@@ -1,8 +1,12 @@
 """Invalid evaluations of a sweep are refused before any training."""
 
+import contextlib
+
+import ml_collections
 import pytest
 
 from invnext_jax.errors import UserError
+from invnext_jax.sweeps import evaluation_checks
 from invnext_jax.sweeps.arms import Arm, Step, chain
 from invnext_jax.sweeps.expansion import expand
 from invnext_jax.sweeps.sweep_file import Sweep
@@ -47,3 +51,20 @@ def test_options_of_evaluators_are_checked_with_the_frames_of_the_training(tmp_p
         else:
             with pytest.raises(UserError, match="context_frames=9 must be between 0 and"):
                 expand_arm(tmp_path, step)
+
+
+@pytest.mark.parametrize("steps", ["", "all", "2,4"])
+def test_arms_that_share_a_training_keep_the_same_checkpoints(steps):
+    kept = {"every_steps": 1, "keep_last": 1, "keep_best": 0, "best_metric": "", "best_mode": "min"}
+    checkpoints = [kept | {"keep_every_steps": every, "other": every} for every in (1, 2)]
+    trainings = [
+        ml_collections.ConfigDict({"checkpoint": checkpoint}) for checkpoint in checkpoints
+    ]
+    config = ml_collections.ConfigDict({"steps": steps})
+    evaluation_checks.check_kept("b", config, trainings[0], trainings[0])
+    expected = contextlib.nullcontext()
+    if steps:
+        message = "arm 'b' sets checkpoint.keep_every_steps=2 .* an arm that has .*_steps=1: set"
+        expected = pytest.raises(UserError, match=message)
+    with expected:
+        evaluation_checks.check_kept("b", config, trainings[1], trainings[0])

@@ -119,6 +119,8 @@ def test_warm_up_longer_than_the_run_is_a_warning():
     found = recipe.resolve(base(total_steps=1000), VIDEOS)
     assert "3,759 steps does not end within the 1,000 steps" in found.warning()
     assert not recipe.resolve(base(), VIDEOS).warning()
+    one = recipe.resolve(base(total_steps=1), VIDEOS).warning()
+    assert one.startswith("the only step of the run") and "learning rate is 0" in one
 
 
 @pytest.mark.parametrize(

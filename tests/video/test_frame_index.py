@@ -213,3 +213,16 @@ def test_an_end_of_zero_seconds_is_an_empty_range(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264, frames=5)
     with pytest.raises(decode.BadVideo, match="no frame between"):
         decode.read_frames(path, range, end=0.0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        (-1.0, 1.0, "the start, -1 seconds, must not be negative"),
+        (2.0, 1.5, "the start, 2 seconds, is after the end, 1.5: they seem to be swapped"),
+        (1.0, 1.0, ""),
+        (0.0, None, ""),
+    ],
+)
+def test_impossible_ranges_are_described(start, end, message):
+    assert frame_index.describe_range(start, end) == message

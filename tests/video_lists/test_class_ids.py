@@ -101,3 +101,32 @@ def test_labels_without_a_class_name_are_a_sentence(tmp_path):
     videos = VideoList(entries, {"run": 0}, "a.classes.json")
     with pytest.raises(UserError, match="the label 7 has no name in a.classes.json"):
         class_ids.renumber(videos, "label_action", {"run": 1})
+
+
+@pytest.mark.parametrize("labels", [("1,2", "3"), ("1|3", "2|4"), ("2 3", "-1"), ("[0, 1]", "")])
+@pytest.mark.parametrize("is_table", [True, False])
+def test_lists_of_labels_are_refused(labels, is_table, tmp_path):
+    path = tmp_path / "list.csv"
+    rows = [f'{number}.mp4,"{label}"' for number, label in enumerate(labels)]
+    path.write_text("\n".join(["video,label", *rows] if is_table else rows) + "\n")
+    with pytest.raises(UserError, match="is a list of labels, but a video has one label: keep one"):
+        lists.read_list(path, lists.ListOptions())
+    path.write_text("video,label\na.mp4,1 to 2\nb.mp4,2020-01-02\nc.mp4,3 4\n")
+    assert len(lists.read_list(path, lists.ListOptions()).classes) == 3
+
+
+def test_names_beside_numbers_are_class_names(tmp_path):
+    path, classes = tmp_path / "list.csv", tmp_path / "ids.txt"
+    path.write_text("video,label,Class\na.mp4,7,run\nb.mp4,2, jump \nc.mp4,7,run\nd.mp4,,run\n")
+    videos = lists.read_list(path, lists.ListOptions())
+    assert videos.classes == {"jump": 2, "run": 7} and videos.classes_file == os.fspath(path)
+    assert "class names: the column 'Class'" in videos.notes
+    assert not any("not read" in note for note in videos.notes)
+    classes.write_text("run\njump\n")
+    videos = lists.read_list(path, lists.ListOptions(classes=str(classes)))
+    assert [entry.labels["label_class"] for entry in videos.entries] == [0, 1, 0, -1]
+    for rows in ("1,run\nb.mp4,2,run", "1,run\nb.mp4,1,jump", "1,run\nb.mp4,2,", "1,5\nb.mp4,2,6"):
+        path.write_text(f"video,label,class_name\na.mp4,{rows}\n")
+        videos = lists.read_list(path, lists.ListOptions())
+        assert videos.classes is None
+        assert "columns that are not read: class_name" in videos.notes

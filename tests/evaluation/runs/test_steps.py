@@ -75,7 +75,7 @@ def test_interrupted_evaluation_of_steps_continues(folder, tmp_path, fake_run, m
 
 def test_steps_without_a_checkpoint_are_refused(folder, tmp_path, fake_run, monkeypatch):
     config = get_config(folder, steps="2,3")
-    with pytest.raises(UserError, match="no checkpoint '3'; use 'all', or numbers from 2, 4, 10"):
+    with pytest.raises(UserError, match="no checkpoint '3', only those of steps 2, 4, 10: use"):
         evaluate.evaluate_checkpoint(config, tmp_path)
     config.steps = "first"
     with pytest.raises(UserError, match="no checkpoint 'first'"):
