@@ -146,8 +146,8 @@ def name_originals(part: Manifest) -> tuple[list[Any], np.ndarray]:
         for original, key in zip(part.original.tolist(), name_rows(part), strict=True)
     ]
     first_n, last_n = part.original_times.T
-    unknown_n = np.isinf(first_n)
-    offset_n = np.where(np.isnan(first_n) | unknown_n, 0.0, first_n)
+    unknown_n = np.isinf(first_n) & (part.original != 0)
+    offset_n = np.where(np.isfinite(first_n), first_n, 0.0)
     start_n, end_n = (_own_times(part) + offset_n[:, None]).T
     end_n = np.where(np.isnan(part.end) & ~np.isnan(last_n), last_n, end_n)
     start_n, end_n = np.where(unknown_n, -np.inf, start_n), np.where(unknown_n, np.inf, end_n)

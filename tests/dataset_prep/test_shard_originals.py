@@ -136,3 +136,10 @@ def test_addresses_with_secrets_are_not_mixed_up(read, monkeypatch):
     raw = read("https://h/v?key=1,s,,,,,,", "https://h/w.mp4,s,,,,,,")
     shards = read("x,s,,,0,https://h/v?key=REDACTED,,", "x,s,,,1,https://h/w.mp4,,")
     assert copies.find_copies(raw, shards) == {1: 1}
+
+
+def test_segments_of_a_record_without_original_are_compared_by_their_own_times(read, tmp_path):
+    columns = COLUMNS.removesuffix(",original_start,original_end")
+    part = read("x,s,0,5,0,", "x,s,5,10,0,", f"x,s,,,1,{tmp_path}/a.mp4", columns=columns)
+    assert copies.find_copies(part, part, [0, 2], [1]) == {}
+    assert copies.find_copies(part, part, [0, 2], [0, 1]) == {0: 0}
