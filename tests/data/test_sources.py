@@ -79,16 +79,23 @@ def test_entry_without_a_source_is_an_error_with_the_sources_of_the_manifest():
 
 
 @pytest.mark.parametrize(
-    ("frames", "size", "noted"), [(8, 32, 0), (4, 16, 0), (16, 32, 2), (8, 64, 2)]
+    ("frames", "size", "advice"),
+    [
+        (8, 32, ""),
+        (4, 16, ""),
+        (16, 32, "repeated: set frames=16"),
+        (4, 64, "enlarged: set size=64"),
+        (16, 64, "repeated and enlarged: set frames=16&size=64"),
+    ],
 )
-def test_rendered_worlds_that_are_smaller_than_a_clip_are_noted(frames, size, noted, tmp_path):
+def test_rendered_worlds_that_are_smaller_than_a_clip_are_noted(frames, size, advice, tmp_path):
     (tmp_path / "list.csv").write_text("path,source\na.mp4,other\n")
     names = "world:simple/train?videos=2", "world:full/train?videos=2&frames=8&size=32"
     manifest = manifest_lib.read_manifest([*names, str(tmp_path / "list.csv")])
     config = make_config()
     config.update(frames=frames, size=size)
     found = sources.describe_worlds(config, manifest.file)
-    assert len(found) == noted
+    assert len(found) == (2 if advice else 0)
     for name, sentence in zip(names, found, strict=False):
         assert sentence.startswith(f"{name} has 8 frames of 32 x 32 pixels")
-        assert f"add &frames={frames}&size={size} to" in sentence
+        assert f"which are {advice} to render whole clips" in sentence
