@@ -27,7 +27,7 @@ READ = ("path", "source", "start", "end", "record")
 ORIGINAL_TIMES = ("original_start", "original_end")
 INFORMATIVE = (
     *("duration", "frames", "width", "height", "fps", "codec", "rotation", "mirrored", "sar"),
-    *("transfer", "flags", "original", *ORIGINAL_TIMES),
+    *("transfer", "flags", "original"),
 )
 # Words in the names of columns that seem to contain the start or end of clips.
 _RANGE_WORDS = {
@@ -64,7 +64,8 @@ def check_columns(manifest: str, columns: Sequence[str]) -> None:
     """
     check_count(f"manifest {manifest}", columns)
     csv_text.check_repeated(f"manifest {manifest}", columns)
-    others = [name for name in columns if name and not _is_known(name)]
+    read = ORIGINAL_TIMES if "record" in columns else ()
+    others = [name for name in columns if name and not _is_known(name) and name not in read]
     for name in others:
         meant = _find_meant(name)
         if meant.startswith(LABEL_PREFIX) or meant == "record":

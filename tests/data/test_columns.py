@@ -87,7 +87,7 @@ def test_columns_that_are_not_read_are_listed_once(tmp_path, warnings):
 def test_columns_of_our_own_manifests_are_known(tmp_path, warnings):
     own = (
         *("path", "source", "start", "end", "record", "label_x", *indexing.PROBE_COLUMNS),
-        *(*shard_writer.VIDEO_COLUMNS, "original"),
+        *(*shard_writer.VIDEO_COLUMNS, "original", *columns.ORIGINAL_TIMES),
     )
     columns.check_columns("a.csv", list(dict.fromkeys(own)))
     assert not warnings.records
