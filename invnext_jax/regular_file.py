@@ -11,8 +11,9 @@ import stat
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 # Errors that NumPy and the modules json and zipfile raise for damaged files. RuntimeError includes
 # RecursionError, and NotImplementedError for unknown compressions; NumPy's parser of headers raises
@@ -23,6 +24,10 @@ DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
 _CHUNK_BYTES = 2**20
+_BLOCK_BYTES = 512  # unit of `st_blocks` on all file systems
+# Checkpoints and weights can hardly be compressed, so that compression by a file system passes.
+_MAX_SPARSE = 100  # maximum ratio of the size of files and their space on the disk
+_MAX_UNCHECKED = 2**30  # bytes of files that may have any ratio
 
 
 def describe_missing(path: str | os.PathLike) -> str:
@@ -112,6 +117,48 @@ def read_tail(path: str | os.PathLike, max_bytes: int) -> bytes:
     with open_regular(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - max_bytes))
         return file.read(max_bytes)
+
+
+class FileSize(NamedTuple):
+    """The size of a file, and its space on the disk without the holes of a sparse file, in bytes.
+
+    If a file has several names, its space is 0 for all but the first.
+    """
+
+    size: int
+    stored: int
+
+
+def measure(paths: Iterable[Path]) -> dict[Path, FileSize]:
+    """Returns the sizes of files. Missing files are left out, and links are followed."""
+    statuses, sizes, seen = {}, {}, set()
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):  # it is missing, or its name is not valid
+            statuses[path] = path.stat()
+    # Some network file systems report 0 blocks for all files.
+    has_blocks = any(status.st_blocks for status in statuses.values())
+    for path, status in statuses.items():
+        on_disk = status.st_blocks * _BLOCK_BYTES if has_blocks else status.st_size
+        key = status.st_dev, status.st_ino
+        sizes[path] = FileSize(status.st_size, 0 if key in seen else min(status.st_size, on_disk))
+        seen.add(key)
+    return sizes
+
+
+def describe_sparse(paths: Iterable[Path]) -> str:
+    """Returns that files are far larger than what is stored, as a sentence; "" if they are not.
+
+    Sparse files, and links to one file, can have any size: a reader of them would not end, or fill
+    the memory.
+    """
+    sizes = measure(paths).values()
+    size, stored = sum(found.size for found in sizes), sum(found.stored for found in sizes)
+    if size <= max(_MAX_UNCHECKED, _MAX_SPARSE * stored):
+        return ""
+    return (
+        f"its files have {size:,} bytes, but need only {stored:,} bytes of the disk, because they "
+        "are sparse or links to one file"
+    )
 
 
 def check_archive_size(file: BinaryIO, max_bytes: int) -> None:

@@ -32,9 +32,6 @@ _NOT_CORRUPTION = (
     *(errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
     *(errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
 )
-# Files of checkpoints are compressed, so compression by a file system makes them hardly smaller.
-_MAX_SPARSE = 100  # maximum ratio of the size of the files and their space on the disk
-_MAX_UNCHECKED = 2**30  # bytes of files that may have any ratio
 _THREADS = 4  # hashing releases the GIL, so the threads run in parallel
 
 
@@ -139,28 +136,12 @@ def verify_checksums(folder: storage.Path) -> bool:
             )
         try:
             with storage.translate_errors():
-                if problem := storage.find_unreadable(folder) or _find_sparse(folder):
+                if problem := storage.find_unreadable(folder):
                     raise CorruptCheckpointError(problem)
                 return _verify_share(folder)
         except OSError as error:
             reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
             raise UserError(_unreadable(folder, reason)) from error
-
-
-def _find_sparse(folder: storage.Path) -> str:
-    """Returns why hashing the files might not end, as a sentence; "" if it ends.
-
-    Sparse files, and many links to one file, have any size without being stored.
-    """
-    if storage.is_bucket(folder):
-        return ""
-    usage = storage.measure_disk_usage(folder)
-    if usage.size <= max(_MAX_UNCHECKED, _MAX_SPARSE * usage.stored):
-        return ""
-    return (
-        f"its files have {usage.size:,} bytes, but need only {usage.stored:,} bytes of the disk "
-        "because they are sparse or links to one file"
-    )
 
 
 def check_checksums_exist(record: Mapping[str, Any], has_checksums: bool) -> None:

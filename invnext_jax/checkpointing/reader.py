@@ -147,7 +147,8 @@ def _check_memory(checkpoint: storage.Path, fields: Sequence[str]) -> None:
         )
     if size <= _MAX_UNCHECKED or storage.is_bucket(checkpoint):
         return
-    stored = storage.measure_disk_usage(checkpoint / "state").arrays
+    files = regular_file.measure(storage.list_files(checkpoint / "state"))
+    stored = sum(found.stored for path, found in files.items() if storage.is_array(path))
     if size > _MAX_COMPRESSION * stored:
         raise UserError(
             f"the arrays of {checkpoint} need {size / 1e9:,.1f} GB, but their files have only "

@@ -13,7 +13,7 @@ import pathlib
 import re
 import stat
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from etils import epath
 
@@ -23,7 +23,6 @@ from invnext_jax.errors import UserError, summarize_error
 Path: TypeAlias = pathlib.Path | epath.Path
 COMMIT_FILE = "commit_success.txt"
 MAX_JSON_BYTES = 2**27
-_BLOCK_BYTES = 512  # unit of `st_blocks` on all file systems
 MAX_DEPTH = 32  # levels of folders in a checkpoint; Orbax makes three
 _CHUNK = re.compile(r"[\d.]+|c")  # names of files with parts of arrays that are not in a database
 _BUCKETS = "gs://"
@@ -131,9 +130,11 @@ def find_unreadable(folder: Path) -> str:
 
     Reading a named pipe would not return, and links to folders may form a loop. Links to files are
     followed, except to files in /proc, which have the size 0 and may have no end. Orbax and
-    TensorStore read all files but those of arrays as a whole.
+    TensorStore read all files but those of arrays as a whole. Hashing sparse files may not end.
     """
-    for parent, folders, files in () if is_bucket(folder) else os.walk(folder):
+    if is_bucket(folder):
+        return ""
+    for parent, folders, files in os.walk(folder):
         if os.path.relpath(parent, folder).count(os.sep) >= MAX_DEPTH:
             return f"it has folders at more than {MAX_DEPTH} levels"  # os.walk is recursive
         links = (name for name in folders if os.path.islink(os.path.join(parent, name)))
@@ -144,49 +145,15 @@ def find_unreadable(folder: Path) -> str:
                 is_regular = name not in folders and stat.S_ISREG(status.st_mode)
                 if not is_regular or (os.path.islink(path) and not status.st_size):
                     return f"{where} is not a regular file"
-                if not _is_array(path) and status.st_size > MAX_JSON_BYTES:
+                if not is_array(path) and status.st_size > MAX_JSON_BYTES:
                     return f"{where} has {status.st_size:,} bytes, more than {MAX_JSON_BYTES:,}"
-    return ""
+    return regular_file.describe_sparse(list_files(folder))
 
 
-def _is_array(path: str | pathlib.PurePath) -> bool:
+def is_array(path: str | pathlib.PurePath) -> bool:
     """Returns whether a file is one of a database, or contains a part of an array."""
     folder, name = os.path.split(path)
     return os.path.basename(folder) == "d" or bool(_CHUNK.fullmatch(name))
-
-
-class DiskUsage(NamedTuple):
-    """The sizes of the files of a folder in bytes.
-
-    Attributes:
-      size: the sum of the sizes of all files, which is the number of bytes that a reader gets.
-      stored: the space on the disk, without the holes of sparse files. A file with several names
-        counts once.
-      arrays: the part of `stored` of the files with arrays.
-    """
-
-    size: int
-    stored: int
-    arrays: int
-
-
-def measure_disk_usage(folder: pathlib.Path) -> DiskUsage:
-    """Measures the files of a checkpoint in a local folder. Links to files are followed."""
-    size, files, arrays = 0, {}, set()
-    for path in list_files(folder):
-        with contextlib.suppress(OSError):  # a missing file is reported by its checksum
-            status = path.stat()
-            key = status.st_dev, status.st_ino
-            size, files[key] = size + status.st_size, status
-            if _is_array(path):
-                arrays.add(key)
-    # Some network file systems report 0 blocks for all files.
-    has_blocks = any(status.st_blocks for status in files.values())
-    stored = {
-        key: min(status.st_size, status.st_blocks * _BLOCK_BYTES) if has_blocks else status.st_size
-        for key, status in files.items()
-    }
-    return DiskUsage(size, sum(stored.values()), sum(stored[key] for key in arrays))
 
 
 def read_json(path: Path) -> Any:

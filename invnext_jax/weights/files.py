@@ -85,6 +85,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
       UserError: there is no checkpoint, the file is a pickle, or a file is missing or damaged.
     """
     source = Path(source)
+    files = source.glob("*.safetensors") if os.path.isdir(source) else [source]
+    if problem := regular_file.describe_sparse(files):
+        raise UserError(f"{source} is damaged ({problem}): download it again")
     if os.path.isdir(source):
         return Checkpoint(_strip_wrappers(_open_folder(source), source), _read_config(source))
     _reject_pickle(source)

@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from invnext_jax import regular_file
 from invnext_jax.checkpointing import checksums, storage
 from invnext_jax.checkpointing.checksums import CorruptCheckpointError
 from invnext_jax.errors import UserError
@@ -158,7 +159,7 @@ def test_checkpoints_on_other_file_systems_pass(step, blocks, monkeypatch):
             | {"st_blocks": share}
         )
 
-    monkeypatch.setattr(checksums, "_MAX_UNCHECKED", 0)
+    monkeypatch.setattr(regular_file, "_MAX_UNCHECKED", 0)
     monkeypatch.setattr(pathlib.Path, "stat", fake_stat)
     assert checksums.verify_checksums(step)
 

@@ -1,6 +1,7 @@
 """Safetensors checkpoints: lazy reading, errors for invalid ones, and writing."""
 
 import json
+import os
 import re
 
 import ml_dtypes
@@ -30,6 +31,30 @@ def sharded(folder, arrays=ARRAYS):
         st.save_file({name: array}, folder / shard)
         names[name] = shard
     (folder / files.INDEX_FILE).write_text(json.dumps({"weight_map": names}))
+
+
+def add_large_tensor(path, elements):
+    """Appends a tensor to the header of a file, and a hole of its size to the file."""
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + size])
+    start = max(fields["data_offsets"][1] for fields in header.values())
+    offsets = [start, start + 4 * elements]
+    header["large"] = {"dtype": "F32", "shape": [elements], "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + path.read_bytes()[8 + size :])
+    os.truncate(path, 8 + len(text) + offsets[1])
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_tensors_that_take_no_space_on_the_disk_are_refused(tmp_path, is_folder):
+    path = tmp_path / files.SINGLE_FILE
+    st.save_file(ARRAYS, path)
+    add_large_tensor(path, 2**20)
+    assert files.open_checkpoint(path).tensors["large"].shape == (2**20,)
+    st.save_file(ARRAYS, path)
+    add_large_tensor(path, 2**38)
+    with pytest.raises(UserError, match="is damaged .its files have 1,099,511,.* sparse or links"):
+        files.open_checkpoint(tmp_path if is_folder else path)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
