@@ -139,7 +139,7 @@ def test_a_run_ends_if_the_reads_of_all_files_fail(workers, config, monkeypatch,
     load = FakeLoad(errors=tuple(range(ROWS)))
     with pytest.raises(UserError, match="no readable video among the first 100 clips") as caught:
         read_batches(config, 1, load=load)
-    assert str(caught.value).endswith("mp4: broken\n     100  unreadable")
+    assert str(caught.value).endswith("mp4: broken\n       100  unreadable")
     assert "(broken); trying again in 0.02 s" in caplog.text
 
 
