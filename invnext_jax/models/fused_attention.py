@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from invnext_jax.models import blockwise_attention
-from invnext_jax.models.positions import apply_rotary
+from invnext_jax.models.positions import apply_rotary_tokens_last
 from invnext_jax.models.sharding import (
     CLIP_AXES,
     HEAD_AXES,
@@ -223,7 +223,7 @@ def prepare_for_splash(
     width = e if e == NUM_LANES // 2 else -(-e // NUM_LANES) * NUM_LANES
     q_bhen, k_bhem, v_bhem = (x.transpose(0, 2, 3, 1) for x in (q_bnhe, k_bmhe, v_bmhe))
     if theta is not None:
-        q_bhen, k_bhem = (apply_rotary(x, theta, tokens=3, channels=2) for x in (q_bhen, k_bhem))
+        q_bhen, k_bhem = (apply_rotary_tokens_last(x, theta) for x in (q_bhen, k_bhem))
     q_bhen = (q_bhen.astype(jnp.float32) * e**-0.5).astype(q_bhen.dtype)
 
     def pad(x, tokens):
