@@ -27,6 +27,7 @@ OTHER_PATHS = {
     *("train.py", "loop.py", "checkpointing/storage.py", "checkpointing/workdir.py"),
     *("dataset_prep/sharding.py", "dataset_prep/shard_writer.py", "dataset_prep/shard_metadata.py"),
     *("video_lists/folder_scan.py", "watching/watch.py", "sweeps/sweep_folder.py"),
+    "sweeps/flag_checks.py",
 }
 
 

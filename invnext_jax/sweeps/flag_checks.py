@@ -1,6 +1,5 @@
 """Checks which flags of `launch/sweep.py` have an effect together and agree with the sweep."""
 
-import os
 from collections.abc import Sequence
 
 from invnext_jax.errors import UserError
@@ -86,7 +85,7 @@ def check_executor(
     Raises:
       UserError: the sweep was started on another system.
     """
-    if (is_given and has_config) or not os.path.exists(folder):
+    if (is_given and has_config) or not folder.exists():
         return
     try:
         recorded = folder.read_sweep().executor
