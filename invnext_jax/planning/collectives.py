@@ -16,6 +16,8 @@ KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
+# TPU compilers write a reduce-scatter as a fusion of an all-reduce and a slice, with this name.
+_REDUCE_SCATTER = "all-reduce-scatter"
 
 
 class Collective(NamedTuple):
@@ -60,21 +62,29 @@ def read_collectives(program: Program, devices: int) -> list[Collective]:
     return [
         collective
         for name, times in program.executions.items()
-        if times
+        if times and not name.startswith(_REDUCE_SCATTER)
         for instruction in program.computations[name]
-        if (collective := read_collective(instruction, times, devices))
+        if (collective := read_collective(program, instruction, times, devices))
     ]
 
 
-def read_collective(instruction: Instruction, times: int, devices: int) -> Collective | None:
+def read_collective(
+    program: Program, instruction: Instruction, times: int, devices: int
+) -> Collective | None:
     """Returns the collective that an instruction executes or starts, or None.
 
     Args:
+      program: the program of the instruction.
       instruction: an instruction.
       times: number of executions.
       devices: see `read_collectives`.
     """
     kind, shapes = instruction.opcode.removesuffix("-start"), instruction.results
+    if kind == "fusion" and "".join(instruction.called[:1]).startswith(_REDUCE_SCATTER):
+        body = program.computations[instruction.called[0]]
+        reduce = next(inner for inner in body if inner.opcode == "all-reduce")
+        group = _group_size(reduce.attributes, devices)
+        return Collective("reduce-scatter", shapes, times, group, instruction.op_name)
     if kind not in KINDS:
         return None
     if kind != instruction.opcode and kind != "all-reduce":

@@ -70,7 +70,7 @@ def estimate_costs(program: Program, device: Device, devices: int, link: float) 
 
 def _seconds(program, instruction, arrays, device, devices, link) -> tuple[float, str]:
     """Returns the time of one execution and its basis."""
-    if collective := collectives.read_collective(instruction, 1, devices):
+    if collective := collectives.read_collective(program, instruction, 1, devices):
         waits = not instruction.opcode.endswith("-start") or _SYNC in instruction.attributes
         return collective.sent_bytes / link, "link" if waits else "overlapped"
     if device.clock and (match := _CYCLES.search(instruction.attributes)):

@@ -42,6 +42,24 @@ ENTRY %main (a: f32[8]) -> f32[8] {
     ]
 
 
+def test_fusion_of_a_reduction_and_a_slice_is_a_reduce_scatter():
+    text = """\
+%all-reduce-scatter.5 (input: bf16[64,8]) -> bf16[16,8] {
+  %input = bf16[64,8]{1,0} parameter(0)
+  %all-reduce = bf16[64,8]{1,0} all-reduce(%input), replica_groups={{0,1,2,3}}
+  ROOT %slice = bf16[16,8]{1,0} dynamic-slice(%all-reduce, %input), dynamic_slice_sizes={16,8}
+}
+
+ENTRY %main (a: bf16[64,8]) -> bf16[16,8] {
+  %a = bf16[64,8]{1,0} parameter(0)
+  ROOT %fusion = bf16[16,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.5
+}
+"""
+    used = collectives.read_collectives(program.read_program(text), 8)
+    assert [c[:4] for c in used] == [("reduce-scatter", (("bf16", (16, 8)),), 1, 4)]
+    assert used[0].sent_bytes == 3 * 16 * 8 * 2
+
+
 def test_gather_in_a_loop_counts_once_per_iteration():
     mesh = mesh_lib.make_mesh(MESH)
     split = NamedSharding(mesh, P("fsdp"))
