@@ -25,8 +25,8 @@ ENCODERS = {
     "1b": {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144, "drop_path": 0.2},
 }
 
-# Published image teachers. The tapped layers of the Large teachers cover the same fraction of the
-# depth as those of the giant teacher.
+# Published image teachers. The tapped layers of all teachers cover the same fraction of the depth
+# as those of the giant teacher.
 TEACHERS = {
     "siglip2_giant": {
         "kind": "siglip2",  # Architecture: "siglip2", "clip" or "dinov2".
@@ -61,6 +61,10 @@ TEACHERS = {
         "train_size": 32,
         "tap_interval": 1.0,
     },
+}
+TEACHERS["siglip2_so400m"] = {
+    **TEACHERS["siglip2_giant"],
+    **{"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304, "tap_interval": 2.25},
 }
 _LARGE = {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096, "tap_interval": 2.0}
 _LARGE |= {"registers": 0, "gated": False}
@@ -123,7 +127,9 @@ def defaults() -> ml_collections.ConfigDict:
     # float32. float32 products use the highest precision, which is slow on accelerators.
     config.dtype = "bfloat16"
     # Quantization of the linear layers of the image teacher and of Stage 2's target: "": none;
-    # "int8" or "float8" (e4m3). Quantization changes the method.
+    # "int8" or "float8" (e4m3); "auto": float8 on GPUs since compute capability 8.9, int8 on TPUs
+    # v5e, v5p and v6e, none on other devices. A resumed run keeps the format of its first device.
+    # Quantization changes the method.
     config.quantize_frozen = ""
     # Attention kernel: "cudnn" (GPU), "splash" (TPU), "blockwise" (plain XLA, never stores all
     # logits), "naive" (plain XLA, stores all logits), or "auto": the platform's fused kernel if it
@@ -195,6 +201,11 @@ def defaults() -> ml_collections.ConfigDict:
             # Whether the patch grids of teacher and encoder may differ in size. The teacher's
             # features and attention are then interpolated. Smaller images cost less.
             "resample": False,
+            # Fraction of the frames of each clip that the teacher encodes, rounded to whole frames.
+            # The frames are drawn at random in each step. Only their tokens are aligned, and the
+            # semantic mask of another frame uses the attention of the nearest of them. Values below
+            # 1 change the method.
+            "frames_share": 1.0,
             **TEACHERS["siglip2_giant"],
         }
     )
@@ -411,6 +422,14 @@ def apply_variant(config: ml_collections.ConfigDict, variant: str) -> None:
     config.encoder.update(ENCODERS[variant])
     if variant == "tiny":
         _apply_tiny(config)
+
+
+def apply_teacher(config: ml_collections.ConfigDict, name: str) -> None:
+    """Sets the architecture of the image teacher `name` of `TEACHERS` in place."""
+    config.teacher.update(TEACHERS[name])
+    if config.variant == "large":  # half the distance between taps, as in the released scripts
+        interval = config.teacher.tap_interval
+        config.teacher.tap_interval = 1.67 if name == "siglip2_giant" else interval / 2
 
 
 def _apply_tiny(config: ml_collections.ConfigDict) -> None:

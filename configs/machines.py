@@ -10,6 +10,8 @@ often metrics are logged. Batch size and recipe are those of the paper. Accordin
 predicted times.
 """
 
+from collections.abc import Sequence
+
 import ml_collections
 
 # `device` is a name in invnext_jax/planning/devices.py. `workers` is the number of data workers of
@@ -48,8 +50,15 @@ _ACCUMULATE = {
 }
 
 
-def apply_machine(config: ml_collections.ConfigDict, name: str) -> None:
+def apply_machine(
+    config: ml_collections.ConfigDict, name: str, other_presets: Sequence[str] = ()
+) -> None:
     """Sets the options of the preset `name` in place; does nothing if the name is empty.
+
+    Args:
+      config: the config of a run, whose stage and variant are set.
+      name: one of `MACHINES`.
+      other_presets: names of presets of other kinds, for the error message.
 
     Raises:
       ValueError: there is no such preset for the variant of the config.
@@ -58,7 +67,7 @@ def apply_machine(config: ml_collections.ConfigDict, name: str) -> None:
         return
     presets = _ACCUMULATE[config.stage].get(config.variant, {})
     if name not in presets:
-        known = f"choose one of {', '.join(presets)}" if presets else "remove it"
+        known = f"choose one of {', '.join((*presets, *other_presets))}" if presets else "remove it"
         raise ValueError(f"there is no preset {name!r} for the variant {config.variant!r}: {known}")
     machine = MACHINES[name]
     config.update(accumulate=presets[name], remat="dots")

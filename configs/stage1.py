@@ -12,10 +12,15 @@ def get_config(argument: str = "base") -> ml_collections.ConfigDict:
     """Returns the config of a variant.
 
     Args:
-      argument: "<variant>" or "<variant>,<machine>". The variants are tiny (the synthetic world),
-        base, large and 1b; the machines are listed in machines.py.
+      argument: a variant, and optionally a machine and an image teacher after commas, as in
+        "base,h200x8,siglip2_so400m". The variants are tiny (the synthetic world), base, large and
+        1b; machines.py lists the machines. The teachers are siglip2_giant (the default),
+        siglip2_so400m, siglip2_large, clip_large and dinov2_large.
+
+    Raises:
+      ValueError: a name is unknown.
     """
-    variant, _, machine = argument.partition(",")
+    variant, *presets = argument.split(",")
     config = common.defaults()
     config.stage = "stage1"
     # Weights of the losses. A loss with weight 0 is not computed, and its modules are not built.
@@ -32,12 +37,17 @@ def get_config(argument: str = "base") -> ml_collections.ConfigDict:
     config.epochs = 62.0
     config.optimizer.update(base_learning_rate=1e-3, base_min_learning_rate=1e-5, warmup_epochs=7.0)
     common.apply_variant(config, variant)
-    if variant == "large":
-        config.teacher.tap_interval = 1.67
     if variant in ("large", "1b"):
         config.remat = "dots"
     if variant == "tiny":
         config.total_steps = 800
         config.optimizer.update(learning_rate=2e-3, min_learning_rate=2e-5, warmup_steps=40)
-    machines.apply_machine(config, machine)
+    teachers = [] if variant == "tiny" else [name for name in common.TEACHERS if name != "tiny"]
+    if teachers:
+        common.apply_teacher(config, "siglip2_giant")
+    for name in presets:
+        if name in teachers:
+            common.apply_teacher(config, name)
+        else:
+            machines.apply_machine(config, name, teachers)
     return config

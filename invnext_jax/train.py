@@ -33,7 +33,7 @@ from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import count_sharing_processes, log_on_process_0
 from invnext_jax.multihost.stop_and_save import Preemption
-from invnext_jax.stages import initialization, registry
+from invnext_jax.stages import image_teacher, initialization, registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
 from invnext_jax.training import state as state_lib
@@ -230,10 +230,11 @@ def _resolve_recipe(
     config: ml_collections.FrozenConfigDict, workdir: storage.Path, videos: int
 ) -> tuple[ml_collections.FrozenConfigDict, recipe_lib.Recipe]:
     """Returns the config with steps and rates as numbers, and the recipe."""
-    if saved := reader.read_config(workdir):
-        config, kept = recipe_lib.keep_saved(config, saved)
-        if kept:
-            log_on_process_0(f"an older version started {workdir}; its numbers are kept: {kept}")
+    saved = reader.read_config(workdir)
+    config = image_teacher.resolve_quantization(config, saved, jax.devices()[0])
+    config, kept = recipe_lib.keep_saved(config, saved) if saved else (config, {})
+    if kept:
+        log_on_process_0(f"an older version started {workdir}; its numbers are kept: {kept}")
     return recipe_lib.resolve_config(config, videos)
 
 

@@ -65,6 +65,7 @@ UNUSED = {
     **{
         f"teacher.{name}": ("stage1", NO_TEACHER, "or config.mask.kind to 'semantic'")
         for name in ("activation", "registers", "gated", "patch", "size", "train_size")
+        + ("frames_share",)
     },
     "mask.ratio": ("stage2", {}, "config.mask.kind='multi_block' does not read it"),
     "mask.predicted": ("stage1", NO_PREDICTOR, "no active loss predicts patches"),

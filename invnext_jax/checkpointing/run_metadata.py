@@ -124,6 +124,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "optimizer.base_learning_rate": 0.0,
     "optimizer.base_min_learning_rate": 0.0,
     "optimizer.warmup_epochs": 0.0,
+    "teacher.frames_share": 1.0,
     "teacher.resample": False,
 }
 

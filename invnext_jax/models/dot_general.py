@@ -2,12 +2,13 @@
 
 8-bit products have no gradient, so they are only for frozen layers. Both operands are quantized
 symmetrically at each use. The kernel has one scale per output channel, and the inputs have one
-scale per token. The stored parameters stay float32. Products accumulate in int32 for int8 and in
-float32 for float8.
+scale per token. The stored parameters stay float32. Products have int32 outputs for int8. For
+float8, their outputs have the dtype of the inputs, and accelerators add in float32.
 """
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,11 +19,14 @@ from invnext_jax.errors import UserError
 from invnext_jax.models.sharding import target_platform
 
 DTYPES = ("float32", "bfloat16")  # values of `config.dtype` and `config.decoder.dtype`
-# Name -> dtype, largest value of that dtype, dtype of the accumulator.
+# Name -> dtype, largest value of that dtype, dtype of the product (None: that of the inputs).
 QUANTIZED_FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
-    "float8": (jnp.float8_e4m3fn, 448, jnp.float32),
+    "float8": (jnp.float8_e4m3fn, 448, None),
 }
+AUTO = "auto"  # value of `config.quantize_frozen` that selects the format of the device
+_INT8_TPUS = ("v5", "v6")  # parts of the `device_kind` of TPUs whose int8 products are fast
+_FLOAT8_CAPABILITY = 8.9  # compute capability of the first GPUs with float8 products
 # `with quantization("int8"):` during tracing quantizes every `layers.dense`; "" disables it.
 quantization = jax.make_user_context("")
 
@@ -63,9 +67,25 @@ def check_config(config: Any) -> None:
       UserError: the dtype or the format is unknown.
     """
     check_dtype("config.dtype", config.dtype)
-    known = ("", *QUANTIZED_FORMATS)
+    known = ("", AUTO, *QUANTIZED_FORMATS)
     if config.quantize_frozen not in known:
         raise UserError(f"config.quantize_frozen={config.quantize_frozen!r} must be one of {known}")
+
+
+def select_format(device: jax.Device) -> str:
+    """Returns the 8-bit format whose products are fast on a device; "" if there is none.
+
+    float8 on GPUs since compute capability 8.9, on which XLA's int8 products are slow; int8 on TPUs
+    v5e, v5p and v6e. Older GPUs and TPUs and all CPUs have no format.
+    """
+    kind = device.device_kind.lower()
+    if device.platform == "tpu":
+        return "int8" if any(name in kind for name in _INT8_TPUS) else ""
+    capability = str(getattr(device, "compute_capability", ""))
+    if not capability and "nvidia h" in kind:  # a described H100 or H200; see planning/targets.py
+        capability = "9.0"
+    is_number = re.fullmatch(r"\d+\.\d+", capability)  # AMD's capabilities are names
+    return "float8" if is_number and float(capability) >= _FLOAT8_CAPABILITY else ""
 
 
 def select_dot_general() -> Callable[..., jax.Array]:
@@ -73,8 +93,9 @@ def select_dot_general() -> Callable[..., jax.Array]:
 
     It has the signature of `jax.lax.dot_general`, without batch axes.
     """
-    if quantization.value:
-        return functools.partial(quantized_dot_general, quantization.value)
+    name = select_format(jax.devices()[0]) if quantization.value == AUTO else quantization.value
+    if name:
+        return functools.partial(quantized_dot_general, name)
     mesh = jax.sharding.get_abstract_mesh()
     if target_platform() == "tpu":
         return separate_dot_general
@@ -139,7 +160,7 @@ def quantized_dot_general(
     (x_axes, kernel_axes), _ = dimensions
     x_quantized, x_scale = _quantize(format_name, x, x_axes)
     kernel_quantized, kernel_scale = _quantize(format_name, kernel, kernel_axes)
-    sum_dtype = QUANTIZED_FORMATS[format_name][2]
+    sum_dtype = QUANTIZED_FORMATS[format_name][2] or x.dtype
     y = jax.lax.dot_general(
         x_quantized, kernel_quantized, dimensions, preferred_element_type=sum_dtype
     )

@@ -51,11 +51,13 @@ class TeacherOutput(NamedTuple):
         vectors.
       attention_bn: attention to each patch, averaged over heads: from the pooling query, or from
         the class token in the last layer. Each row sums to 1.
+      frames_bf: the encoded frames of each clip, int32 [clips, frames]; None for all frames.
     """
 
     taps_lbnd: jax.Array
     pooled_bd: jax.Array
     attention_bn: jax.Array
+    frames_bf: jax.Array | None = None
 
 
 def preprocess(video_bthwc: jax.Array, size: int | None, kind: str) -> jax.Array:

@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 
 
-def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
+def cosine_loss(
+    student: jax.Array, target: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
     """Computes the mean squared distance between unit vectors: 2 - 2 cos(angle).
 
     Args:
       student: float32 [... d], unit vectors.
       target: float32 of the same shape. It is not normalized, so its length scales the cosine.
+      weights: float32 factors of the distances before the mean, which is not divided by their sum;
+        None for factors of 1.
     """
-    return jnp.mean(2.0 - 2.0 * jnp.sum(student * target, axis=-1))
+    distances = 2.0 - 2.0 * jnp.sum(student * target, axis=-1)
+    return jnp.mean(distances if weights is None else weights * distances)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from invnext_jax.models import attention, blockwise_attention
+from invnext_jax.models import attention, blockwise_attention, dot_general
 from invnext_jax.planning import collectives, costs
 from invnext_jax.planning import flops as flops_lib
 from invnext_jax.planning import plan as plan_lib
@@ -67,6 +67,8 @@ def compile_step(
     config = ml_collections.ConfigDict(config)
     config.attention = kernel
     attention.check_config(config, devices[0].platform if devices else None)
+    if config.quantize_frozen == dot_general.AUTO:
+        config.quantize_frozen = dot_general.select_format((devices or jax.devices())[0])
     shapes = make_shapes(ml_collections.FrozenConfigDict(config), devices)
     mesh, side = shapes.mesh, config.data.size
     video = jax.ShapeDtypeStruct(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.decoder import TIME_WIDTH
-from invnext_jax.objectives import masks
+from invnext_jax.objectives import masks, teacher_frames
 
 
 @dataclasses.dataclass
@@ -133,9 +133,14 @@ def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
     return TokenLengths(frames * side * side, visible, predicted, config.encoder.class_tokens)
 
 
+def count_teacher_frames(config: Any) -> int:
+    """Returns the number of frames of a clip that the image teacher encodes."""
+    return teacher_frames.count_frames(config.data.frames, config.teacher.frames_share)
+
+
 def count_teacher(config: Any) -> FlopCount:
-    """Counts the FLOPs of the frozen image teacher, which encodes every frame of the clip."""
-    t, frames = config.teacher, config.data.frames
+    """Counts the FLOPs of the frozen image teacher."""
+    t, frames = config.teacher, count_teacher_frames(config)
     count = FlopCount(dtype="float32", trained=False)
     if config.data.size != t.size:  # bicubic resizing of the rows, then of the columns
         count.add_dense(frames * 3 * config.data.size, config.data.size, t.size)

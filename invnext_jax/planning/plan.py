@@ -166,7 +166,8 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
         streams.append((n, e, 2))
     t = config.teacher
     if "teacher" in shapes.frozen:
-        streams.append((config.data.frames * (t.size // t.patch) ** 2, t, 2))
+        frames = flops_lib.count_teacher_frames(config)
+        streams.append((frames * (t.size // t.patch) ** 2, t, 2))
     sizes = [clips * k * s.width * s.depth * width for k, s, _ in streams]
     times = [times for *_, times in streams]
     reduced = sum(size * count for size, count in zip(sizes, times, strict=True))

@@ -1,19 +1,21 @@
 """Functions that check, load and apply the frozen image teacher of a run.
 
-Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame.
+Shape key: b batch, t frames, f encoded frames, h w pixels, c channels, s patches of a frame.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
+from absl import logging
 from einops import rearrange
 
 from invnext_jax.errors import UserError, check_minimums
-from invnext_jax.models import scan, teachers
-from invnext_jax.models.dot_general import quantization
+from invnext_jax.models import dot_general, scan, teachers
+from invnext_jax.objectives import teacher_frames
 from invnext_jax.weights.export import config_mismatches, open_export, require_part, resolve_path
 from invnext_jax.weights.match import match_tree
 
@@ -59,6 +61,49 @@ def check_teacher(config: Any) -> None:
             f"{sides[1]} (patches per side): change teacher.size, or set teacher.resample=True"
         )
     scan.select_tap_layers(t.depth, t.taps, t.tap_interval)
+    _check_frames(config)
+
+
+def _check_frames(config: Any) -> None:
+    """Checks `config.teacher.frames_share`."""
+    share, frames = config.teacher.frames_share, config.data.frames
+    if not 0 < share <= 1:
+        raise UserError(f"teacher.frames_share={share} must be above 0 and at most 1")
+    if teacher_frames.count_frames(frames, share) < 1:
+        raise UserError(
+            f"teacher.frames_share={share} of data.frames={frames} is less than one frame: set it "
+            f"to at least {1 / frames:.4g}"
+        )
+    if share < 1 and "target" in config and config.target.kind == "image":
+        raise UserError(
+            f"teacher.frames_share={share} must be 1 with target.kind='image', which predicts the "
+            "teacher's tokens of all frames"
+        )
+
+
+def resolve_quantization(config: Any, saved: Mapping[str, Any], device: jax.Device) -> Any:
+    """Replaces `config.quantize_frozen` "auto" by a format, which is saved with the run.
+
+    The format changes the results, so a run that is resumed on another kind of device keeps it.
+
+    Args:
+      config: the run's config, frozen.
+      saved: the config in the run's newest checkpoint; {} if there is none.
+      device: a device of the run.
+
+    Returns:
+      The config, frozen.
+    """
+    if config.quantize_frozen != dot_general.AUTO:
+        return config
+    name = saved.get("quantize_frozen", "") if saved else dot_general.select_format(device)
+    if jax.process_index() == 0:
+        reason = "as in the checkpoint" if saved else f"for {device.device_kind}"
+        found = f"8-bit products of the frozen networks in {name}" if name else "no 8-bit products"
+        logging.info('config.quantize_frozen="auto": %s, %s', found, reason)
+    config = ml_collections.ConfigDict(config)
+    config.quantize_frozen = name
+    return ml_collections.FrozenConfigDict(config)
 
 
 def describe_teacher(config: Any) -> str:
@@ -72,6 +117,9 @@ def describe_teacher(config: Any) -> str:
         parts.append(f"its position table for {t.train_size} x {t.train_size} is interpolated")
     if sides[0] != sides[1]:
         parts.append("its {0} x {0} patches are resampled to {1} x {1}".format(*sides))
+    frames = teacher_frames.count_frames(config.data.frames, t.frames_share)
+    if frames < config.data.frames:
+        parts.append(f"it encodes {frames} random frames of the {config.data.frames} of a clip")
     if config.loss.get("align_tokens"):
         taps = scan.select_tap_layers(t.depth, t.taps, t.tap_interval)
         parts.append(f"targets: its tokens after {', '.join(map(str, taps))} of {t.depth} layers")
@@ -135,16 +183,36 @@ def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teacher
     """
     t = config.teacher
     images = teachers.preprocess(video_bthwc, t.size, t.kind)
-    with quantization(config.quantize_frozen):
+    with dot_general.quantization(config.quantize_frozen):
         output = teachers.from_config(config).apply({"params": params}, images)
     old, new = t.size // t.patch, video_bthwc.shape[2] // config.encoder.patch
     return output if old == new else teachers.resample_features(output, old, new)
 
 
 def apply_to_clips(
-    config: Any, params: Any, video_bthwc: jax.Array
+    config: Any, params: Any, video_bthwc: jax.Array, key: jax.Array
 ) -> tuple[teachers.TeacherOutput, jax.Array]:
-    """Returns the output of `apply_to_frames`, and its attention reshaped to [b t s]."""
-    output = apply_to_frames(config, params, video_bthwc)
-    frames = video_bthwc.shape[1]
-    return output, rearrange(output.attention_bn, "(b t) s -> b t s", t=frames)
+    """Runs the frozen teacher on the fraction `config.teacher.frames_share` of the frames.
+
+    Args:
+      config: the run's config.
+      params: the teacher's parameters.
+      video_bthwc: float32 normalized clips.
+      key: random key of the step, for the choice of the frames.
+
+    Returns:
+      The output for the encoded frames; and the attention of all frames [b t s], which is that of
+      the nearest encoded frame for frames that are not encoded.
+    """
+    batch, frames = video_bthwc.shape[:2]
+    count = teacher_frames.count_frames(frames, config.teacher.frames_share)
+    if count == frames:
+        output = apply_to_frames(config, params, video_bthwc)
+        return output, rearrange(output.attention_bn, "(b t) s -> b t s", t=frames)
+    frames_bf = teacher_frames.sample_frames(jax.random.fold_in(key, 5), batch, frames, count)
+    video_bfhwc = jnp.take_along_axis(video_bthwc, frames_bf[:, :, None, None, None], axis=1)
+    output = apply_to_frames(config, params, video_bfhwc)
+    attention_bfs = rearrange(output.attention_bn, "(b f) s -> b f s", f=count)
+    index_bt = teacher_frames.nearest_frames(frames_bf, frames)
+    attention_bts = jnp.take_along_axis(attention_bfs, index_bt[:, :, None], axis=1)
+    return output._replace(frames_bf=frames_bf), attention_bts

@@ -191,7 +191,7 @@ class MaskedModelingStage:
         output = attention_bts = None
         if self.needs_teacher(config):
             output, attention_bts = image_teacher.apply_to_clips(
-                config, frozen["teacher"], video_bthwc
+                config, frozen["teacher"], video_bthwc, key
             )
         grid = clip_grid(video_bthwc, config.encoder.patch)
         return output, self.sample_masks(config, video_bthwc.shape[0], grid, key, attention_bts)
@@ -203,7 +203,7 @@ class MaskedModelingStage:
         attention_bts = None
         if masks.needs_attention(config.mask):
             clips = normalize(video_bthwc)
-            attention_bts = image_teacher.apply_to_clips(config, frozen["teacher"], clips)[1]
+            attention_bts = image_teacher.apply_to_clips(config, frozen["teacher"], clips, key)[1]
         grid = clip_grid(video_bthwc, config.encoder.patch)
         key = jax.random.fold_in(key, 0)
         sampled = self.draw_masks(config, video_bthwc.shape[0], grid, key, attention_bts)

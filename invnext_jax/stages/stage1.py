@@ -6,7 +6,7 @@ of masked patches, and a conditional diffusion decoder maps each latent to the p
 A loss with weight 0 is not computed, and its modules are not built.
 
 Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame, k visible tokens,
-m masked tokens, n tokens of the encoder, d width, l taps.
+m masked tokens, n tokens of the encoder, d width, l taps, f frames that the teacher encodes.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from invnext_jax.models import decoder, encoder, predictor
 from invnext_jax.models.heads import AlignHeads, AttentionPool
 from invnext_jax.models.layers import ProjectionHead
 from invnext_jax.models.patches import clip_grid, normalize
-from invnext_jax.objectives import losses, masks
+from invnext_jax.objectives import losses, masks, teacher_frames
 from invnext_jax.planning import flops as flops_lib
 from invnext_jax.stages import initialization, pixel_sampling
 from invnext_jax.stages.masked_modeling import (
@@ -86,20 +86,29 @@ class Stage1Model(MaskedModel):
 
 
 def align_tokens_loss(inputs: LossInputs) -> jax.Array:
-    """Computes the cosine loss between visible and teacher tokens, over the tapped layers."""
-    t, keep_bk = inputs.video_bthwc.shape[1], inputs.sample.keep_bk
-    taps_lbnd = rearrange(inputs.target.taps_lbnd, "l (b t) s d -> l b (t s) d", t=t)
-    target_lbkd = jnp.take_along_axis(taps_lbnd, keep_bk[None, :, :, None], axis=2)
-    return losses.cosine_loss(inputs.features.aligned_lbkd, target_lbkd)
+    """Computes the cosine loss between visible and teacher tokens, over the tapped layers.
+
+    If the teacher encodes only some frames, the tokens of the other frames have the weight 0.
+    """
+    (b, t), index_bk = inputs.video_bthwc.shape[:2], inputs.sample.keep_bk
+    output, weight_1bk = inputs.target, None
+    if output.frames_bf is not None:
+        s = output.taps_lbnd.shape[2]
+        index_bk, weight_bk = teacher_frames.locate_tokens(output.frames_bf, index_bk, t, s)
+        weight_1bk = weight_bk[None]
+    taps_lbnd = rearrange(output.taps_lbnd, "l (b f) s d -> l b (f s) d", b=b)
+    target_lbkd = jnp.take_along_axis(taps_lbnd, index_bk[None, :, :, None], axis=2)
+    return losses.cosine_loss(inputs.features.aligned_lbkd, target_lbkd, weight_1bk)
 
 
 def align_pooled_loss(inputs: LossInputs) -> jax.Array:
     """Computes the cosine loss between the pooled feature and the teacher's average over frames.
 
-    As in the reference, the average is not normalized to unit length.
+    The average is over the frames that the teacher encodes. As in the reference, it is not
+    normalized to unit length.
     """
-    t = inputs.video_bthwc.shape[1]
-    pooled_bd = jnp.mean(rearrange(inputs.target.pooled_bd, "(b t) d -> b t d", t=t), axis=1)
+    b = inputs.video_bthwc.shape[0]
+    pooled_bd = jnp.mean(rearrange(inputs.target.pooled_bd, "(b f) d -> b f d", b=b), axis=1)
     return losses.cosine_loss(inputs.features.pooled_bd, pooled_bd)
 
 

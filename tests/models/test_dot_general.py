@@ -1,5 +1,7 @@
 """8-bit products compared with NumPy, and products of flattened tokens."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +69,35 @@ def test_compiled_product_has_8_bit_operands(setting):
             jaxpr = jax.make_jaxpr(layer.apply)({"params": params}, x_bnd)
         (product,) = (e for e in jaxpr.eqns if e.primitive.name == "dot_general")
         assert {v.aval.dtype for v in product.invars} == {jnp.dtype(dtype)}
-        assert product.outvars[0].aval.dtype == sum_dtype
+        # A bfloat16 output needs half of the memory traffic of a float32 output.
+        assert product.outvars[0].aval.dtype == (sum_dtype or jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "capability", "name"),
+    [
+        ("cpu", "cpu", None, ""),
+        ("gpu", "NVIDIA A100-SXM4-80GB", "8.0", ""),
+        ("gpu", "NVIDIA L40S", "8.9", "float8"),
+        ("gpu", "NVIDIA H100 PCIe", "9.0", "float8"),
+        ("gpu", "NVIDIA B200", "10.0", "float8"),
+        ("gpu", "AMD Instinct MI300X", "gfx942", ""),
+        ("tpu", "TPU v4", None, ""),
+        ("tpu", "TPU v5 lite", None, "int8"),
+        ("tpu", "TPU v5p", None, "int8"),
+        ("tpu", "TPU v6 lite", None, "int8"),
+        ("gpu", "NVIDIA H200", None, "float8"),  # described, as in planning/targets.py
+    ],
+)
+def test_auto_selects_the_format_of_the_device(platform, kind, capability, name, setting):
+    device = types.SimpleNamespace(platform=platform, device_kind=kind)
+    if capability:
+        device.compute_capability = capability
+    assert dot_general.select_format(device) == name
+
+
+def test_auto_does_not_quantize_on_a_cpu(setting):
+    np.testing.assert_array_equal(run("auto", *setting), run("", *setting))
 
 
 def test_flattened_product_on_one_cpu_gives_the_same_result(setting):

@@ -41,7 +41,7 @@ from invnext_jax.models import attention, decoder, dot_general, encoder, predict
         (predictor, "predictor.kind", "gru", "predictor.kind='gru' must be one of 'modernbert', "),
         (
             *(dot_general, "quantize_frozen", "int4"),
-            "config.quantize_frozen='int4' must be one of ('', 'int8', 'float8')",
+            "config.quantize_frozen='int4' must be one of ('', 'auto', 'int8', 'float8')",
         ),
         (dot_general, "dtype", "half", "config.dtype='half' must be 'float32' or 'bfloat16'"),
         (attention, "attention", "flash", "config.attention='flash' must be one of"),

@@ -58,3 +58,20 @@ def test_description_of_a_compiled_step(one_device):
     table = plan_table.format_plan(plan.make_plan(config, "v5p") | result)
     for part in ("of the plan", "queries", "Arrays of attention logits:", "Estimated time of a"):
         assert part in table
+
+
+def test_auto_quantization_is_that_of_the_described_devices(monkeypatch):
+    formats = []
+
+    def stop(config, devices):
+        formats.append(config.quantize_frozen)
+        raise UserError(f"stopped before {len(devices)} device is used")
+
+    monkeypatch.setattr(compiled_step, "make_shapes", stop)
+    config = small()
+    config.quantize_frozen = "auto"
+    for platform, kind in (("tpu", "TPU v6 lite"), ("gpu", "NVIDIA H100 80GB HBM3")):
+        device = types.SimpleNamespace(platform=platform, device_kind=kind)
+        with pytest.raises(UserError, match="stopped"):
+            compiled_step.compile_step(config, [device])
+    assert formats == ["int8", "float8"]

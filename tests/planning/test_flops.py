@@ -88,6 +88,7 @@ VARIANTS = [
     ("stage2", {"loss.pixels": 1.0, "target.kind": "momentum", "mask.kind": "tube"}),
     ("stage2", {"target.kind": "image", "mask.kind": "semantic"}),
     ("stage1", {"mask.predicted": 0.3}),
+    ("stage1", {"teacher.frames_share": 0.5, "teacher.size": 64, "teacher.resample": True}),
     ("stage2", {"mask.predicted": 0.5, "loss.pixels": 1.0, "predictor.kind": "vit"}),
 ]
 

@@ -5,8 +5,10 @@ import pathlib
 
 import pytest
 
-from configs import machines, stage1, stage2
+from configs import common, machines, stage1, stage2
 from invnext_jax.errors import UserError
+from invnext_jax.models import scan
+from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,6 +71,29 @@ def test_unknown_presets_are_refused():
         stage1.get_config("base,h100x3")
     with pytest.raises(ValueError, match="no preset 'h100x8' for the variant 'tiny': remove it"):
         stage2.get_config("tiny,h100x8")
+
+
+def test_teacher_presets_change_only_the_teacher():
+    plain = stage1.get_config("base,h200x8")
+    assert plain == stage1.get_config("base,h200x8,siglip2_giant")
+    for name in ("siglip2_so400m", "siglip2_large", "clip_large", "dinov2_large"):
+        config = stage1.get_config(f"base,{name},h200x8")
+        assert {field for field in plain if plain[field] != config[field]} == {"teacher"}
+        assert dict(common.TEACHERS[name]).items() <= config.teacher.to_dict().items()
+        config.teacher.weights = "teacher.safetensors"
+        registry.find_stage(config).check_config(config)
+    with pytest.raises(ValueError, match="no preset 'siglip3' .*: choose one of .*siglip2_so400m"):
+        stage1.get_config("base,siglip3")
+
+
+def test_taps_cover_the_same_part_of_every_teacher():
+    # The paper's taps of the giant teacher: its inputs of layers 39 to 23, and 39 to 31 for Large.
+    for variant, deepest in (("base", 16 / 40), ("large", 8 / 40)):
+        for name in ("siglip2_giant", "siglip2_so400m", "siglip2_large"):
+            t = stage1.get_config(f"{variant},{name}").teacher
+            taps = scan.select_tap_layers(t.depth, t.taps, t.tap_interval)
+            assert len(set(taps)) == 6 and taps[-1] == t.depth - 1
+            assert (taps[-1] - taps[0]) / t.depth == pytest.approx(deepest, abs=1 / t.depth)
 
 
 def test_abstract_meshes_have_the_checks_of_meshes():

@@ -22,15 +22,19 @@ def read_history(workdir):
 
 
 @pytest.mark.parametrize(
-    ("stage", "workers", "target"),
+    ("stage", "workers", "changes"),
     [
-        ("stage1", 1, ""),
-        ("stage2", 0, "frozen"),
-        pytest.param("stage2", 0, "momentum", marks=pytest.mark.slow),
+        ("stage1", 1, {}),
+        ("stage2", 0, {"target.kind": "frozen"}),
+        pytest.param("stage2", 0, {"target.kind": "momentum"}, marks=pytest.mark.slow),
+        pytest.param(
+            *("stage1", 0, {"teacher.frames_share": 0.5, "quantize_frozen": "int8"}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    stage, workers, target, tiny_config, request, one_device, tmp_path, monkeypatch
+    stage, workers, changes, tiny_config, request, one_device, tmp_path, monkeypatch
 ):
     config = tiny_config(stage)
     config.data.workers = workers
@@ -38,8 +42,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     manifest = f"world:simple/val?videos=8&size={size}&frames={frames}"
     config.eval.update(every_steps=2, manifest=manifest, neighbors=3)
     if stage == "stage2":
-        config.target.kind = target
         config.init_from = str(request.getfixturevalue("stage1_run"))
+    config.update_from_flattened_dict(changes)
     train.train(config, tmp_path / "whole")
 
     push = reporter.Reporter.add_step
