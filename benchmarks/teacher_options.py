@@ -37,7 +37,7 @@ from invnext_jax.models.patches import normalize
 from invnext_jax.stages import image_teacher, registry
 from invnext_jax.training import mesh as mesh_lib
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/stage1.py:tiny")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config of a Stage 1 run.")
 _RUN = flags.DEFINE_string("run", "", "Workdir of a Stage 1 run with the parameters; '': random.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Number of steps, each with its own clips and key.")
 
