@@ -47,7 +47,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "int8": {"quantize_frozen": "int8"},
     "float8": {"quantize_frozen": "float8"},
     "images of half the size": {"teacher.resample": True, "teacher.size": 0.5},
-    "frames_share=0.5, int8": {"teacher.frames_share": 0.5, "quantize_frozen": "int8"},
 }
 
 

@@ -40,6 +40,8 @@ def log_start(run: loop.Run) -> None:
     log_on_process_0(describe_mask(run.config))
     if "teacher" in run.frozen:
         log_on_process_0(image_teacher.describe_teacher(run.config))
+    if run.config.quantize_frozen:
+        log_on_process_0(f"8-bit products of the frozen networks: {run.config.quantize_frozen}")
     log_on_process_0(run.recipe.describe())
     for warning in filter(None, (run.recipe.warning(), describe_initial_share(run.config))):
         if jax.process_index() == 0:

@@ -97,10 +97,11 @@ def resolve_quantization(config: Any, saved: Mapping[str, Any], device: jax.Devi
     if config.quantize_frozen != dot_general.AUTO:
         return config
     name = saved.get("quantize_frozen", "") if saved else dot_general.select_format(device)
-    if jax.process_index() == 0:
-        reason = "as in the checkpoint" if saved else f"for {device.device_kind}"
-        found = f"8-bit products of the frozen networks in {name}" if name else "no 8-bit products"
-        logging.info('config.quantize_frozen="auto": %s, %s', found, reason)
+    if not name and jax.process_index() == 0:
+        reason = (
+            "this run started without them" if saved else f"{device.device_kind} has no fast ones"
+        )
+        logging.warning("config.quantize_frozen='auto' uses no 8-bit products: %s", reason)
     config = ml_collections.ConfigDict(config)
     config.quantize_frozen = name
     return ml_collections.FrozenConfigDict(config)
