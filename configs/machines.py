@@ -10,8 +10,6 @@ often metrics are logged. Batch size and recipe are those of the paper. Accordin
 predicted times.
 """
 
-from collections.abc import Sequence
-
 import ml_collections
 
 # `device` is a name in invnext_jax/planning/devices.py. `workers` is the number of data workers of
@@ -51,7 +49,7 @@ _ACCUMULATE = {
 
 
 def apply_machine(
-    config: ml_collections.ConfigDict, name: str, other_presets: Sequence[str] = ()
+    config: ml_collections.ConfigDict, name: str, other_presets: tuple[str, ...] = ()
 ) -> None:
     """Sets the options of the preset `name` in place; does nothing if the name is empty.
 

@@ -42,7 +42,7 @@ def get_config(argument: str = "base") -> ml_collections.ConfigDict:
     if variant == "tiny":
         config.total_steps = 800
         config.optimizer.update(learning_rate=2e-3, min_learning_rate=2e-5, warmup_steps=40)
-    teachers = [] if variant == "tiny" else [name for name in common.TEACHERS if name != "tiny"]
+    teachers = () if variant == "tiny" else tuple(n for n in common.TEACHERS if n != "tiny")
     if teachers:
         common.apply_teacher(config, "siglip2_giant")
     for name in presets:
