@@ -161,7 +161,6 @@ def prepare(
         params = _start_from(config, source, start, state.params, abstract.params)
         state = state.replace(params=params)
         state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
-    abstract_frozen = training.abstract_frozen(mesh)
     evaluation = None
     if config.eval.every_steps and int(state.step) < config.total_steps:
         evaluation = online_evaluation.OnlineEvaluation(
@@ -172,7 +171,7 @@ def prepare(
         recipe=recipe,
         records=records,
         mesh=mesh,
-        frozen=mesh_lib.shard_tree(frozen, abstract_frozen),
+        frozen=mesh_lib.shard_tree(frozen, training.abstract_frozen(mesh)),
         state=state,
         step=int(state.step),
         root_key=root_key,
