@@ -43,7 +43,7 @@ def check_class_names(manifest: Path, texts: Mapping[Path, str]) -> None:
         has none.
     """
     path = Path(class_names.class_names_path(manifest))
-    if path in texts or not path.exists() or not manifest.exists():
+    if path in texts or not os.path.exists(path) or not os.path.exists(manifest):
         return
     if manifest.read_bytes() != texts[manifest].encode(errors="surrogateescape"):
         raise UserError(
