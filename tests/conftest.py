@@ -4,11 +4,14 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
+
+from processes import FAST_TO_COMPILE
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles in half the time
+user_flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{user_flags} {FAST_TO_COMPILE} --xla_force_host_platform_device_count=8"
 
 import fakes  # noqa: E402
 import jax  # noqa: E402
@@ -26,14 +29,17 @@ pytest_plugins = ("parity", "stage_cases", "toy_run", "video_files")
 
 flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """Caches compiled programs for tests that resume or repeat a run."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    """Caches compiled programs in a folder that all processes of the tests share."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 def pytest_addoption(parser):
@@ -106,6 +112,18 @@ def saved_stage1(tiny_config, tmp_path_factory):
 def stage1_run(saved_stage1, one_device, tmp_path):
     """The workdir of a Stage 1 run that has saved its initial parameters."""
     return pathlib.Path(shutil.copytree(saved_stage1, tmp_path / "stage1"))
+
+
+@pytest.fixture
+def default_signal_handlers():
+    """Sets the default handlers of SIGINT and SIGHUP, which `nohup make test &` ignores."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

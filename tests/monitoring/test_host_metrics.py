@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from clu import metrics
-from processes import run_two_processes
+from processes import FAST_TO_COMPILE, run_two_processes
 from toy_run import MANIFEST
 
 from invnext_jax.monitoring import metrics_file, progress
@@ -130,7 +130,7 @@ def test_count_merges_like_other_clu_metrics():
 
 
 def test_counts_of_two_processes_are_added():
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{FAST_TO_COMPILE} --xla_force_host_platform_device_count=2"
     ended = run_two_processes(SUMMING, XLA_FLAGS=flags)
     # Gloo prints to standard output too.
     printed = [[line for line in text.splitlines() if line[0] == "{"] for _, text, _ in ended]

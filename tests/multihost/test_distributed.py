@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import FAST_TO_COMPILE
 
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import distributed
@@ -143,7 +144,12 @@ def free_port():
 def start(script, process, *arguments):
     return subprocess.Popen(
         [sys.executable, "-c", script, str(process), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": FAST_TO_COMPILE,
+            "JAX_PLATFORMS": "cpu",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

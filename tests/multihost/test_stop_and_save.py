@@ -16,13 +16,7 @@ from invnext_jax.multihost.stop_and_save import HostFlags, Preemption, StopAndSa
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-
-@pytest.fixture(autouse=True)
-def default_hangup_handler():
-    """Sets the default handler of SIGHUP, because processes started by nohup ignore SIGHUP."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+pytestmark = pytest.mark.usefixtures("default_signal_handlers")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -7,7 +7,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from processes import run_processes
+from processes import FAST_TO_COMPILE, run_processes
 
 from invnext_jax import train
 from invnext_jax.checkpointing import reader
@@ -77,8 +77,7 @@ def run_hosts(count, config, workdir, kill_step=0, device_order=()):
         *(count, RUN, TOY_RUN, json.dumps(config.to_dict()), workdir, kill_step),
         json.dumps(device_order),
         timeout=300,
-        JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={DEVICES // count}",
+        XLA_FLAGS=f"{FAST_TO_COMPILE} --xla_force_host_platform_device_count={DEVICES // count}",
     )
     codes = [code for code, _, _ in ended]
     assert kill_step or codes == [0] * count, ended

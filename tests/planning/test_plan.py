@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import pytest
 from config_cases import small
+from processes import FAST_TO_COMPILE
 
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
@@ -118,7 +119,7 @@ def test_1b_fits_eight_h200(configs):
 def test_command_prints_a_table_and_a_json_line():
     arguments = ["--config=configs/stage1.py:tiny", "--device=v6e", "--mesh=fsdp=2,data=2"]
     command = [sys.executable, "launch/plan.py", *arguments, "--json", "--compile"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_TO_COMPILE}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

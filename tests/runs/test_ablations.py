@@ -7,7 +7,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from stage_cases import FAST_TO_COMPILE
 
 from configs import ablations
 from invnext_jax.models.predictor import ModernBertLayer
@@ -115,8 +114,9 @@ def test_row_builds_and_steps(row, files):
     side, frames = config.data.size, config.data.frames
     shape = (2, frames, side, side, 3)
     video = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
-    step = jax.jit(step, compiler_options=FAST_TO_COMPILE)
-    next_state, metrics = step(state, frozen, {"video": video}, jax.random.key(0), schedule)
+    next_state, metrics = jax.jit(step)(
+        state, frozen, {"video": video}, jax.random.key(0), schedule
+    )
 
     assert np.isfinite(metrics["loss"]) and metrics["nonfinite"] == 0
     active = {name for name, weight in config.loss.items() if weight}

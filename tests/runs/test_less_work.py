@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import stage_cases
 
 from invnext_jax.models import dot_general
 from invnext_jax.models.patches import extract_patch_pixels, normalize
@@ -17,7 +16,6 @@ from invnext_jax.stages.registry import STAGES
 stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 KEY = jax.random.key(5)
-quick_jit = functools.partial(jax.jit, compiler_options=stage_cases.FAST_TO_COMPILE)
 
 
 def changed(config, **changes):
@@ -28,7 +26,7 @@ def changed(config, **changes):
 
 def loss_of(stage, setting, batch):
     config, model, params, frozen = setting
-    run = quick_jit(functools.partial(stage.loss_fn, config, model))
+    run = jax.jit(functools.partial(stage.loss_fn, config, model))
     return run(params, frozen, batch, KEY)
 
 
@@ -37,7 +35,7 @@ def test_stage2_compares_only_the_chosen_positions(second, batch):
     some = changed(config, mask__predicted=0.25)
     loss, metrics = loss_of(stage2, (some, model, params, frozen), batch)
 
-    @quick_jit
+    @jax.jit
     def look(params, frozen, batch):
         video_bthwc = normalize(batch["video"])
         drawn = stage2.sample_masks(some, 3, (4, 4, 4), KEY)
@@ -66,7 +64,7 @@ def test_stage1_decodes_only_the_chosen_positions(first, batch):
     some = changed(config, mask__predicted=0.25)
     _, metrics = loss_of(stage1, (some, model, params, frozen), batch)
 
-    @quick_jit
+    @jax.jit
     def look(params, frozen, batch):
         video_bthwc = normalize(batch["video"])
         (draws,) = stage1.apply_teacher(some, frozen, video_bthwc, KEY)[1]
@@ -79,7 +77,7 @@ def test_stage1_decodes_only_the_chosen_positions(first, batch):
     b, m = np.array([(b, m) for b, row_m in enumerate(draws.chosen_bm) for m in row_m]).T
     assert draws.noise.t_n.size == b.size == 3 * round(0.25 * latents_bmd.shape[1])
 
-    @quick_jit
+    @jax.jit
     def decode(params, latents_nd, patches_np, noise):
         apply = functools.partial(model.apply, {"params": params}, method="decode")
         return reconstruction.loss_terms(apply, patches_np, latents_nd[None], noise)["pixels"]
@@ -95,7 +93,7 @@ def test_predicting_all_positions_is_the_default_bitwise(second, batch):
     video = jnp.asarray(batch["video"])
     (draws, *_) = stage2.sample_masks(whole, 3, (4, 4, 4), KEY)
     every_bm = jnp.tile(jnp.arange(draws.masked_bm.shape[1])[None], (3, 1))
-    run = quick_jit(functools.partial(masked_modeling.run_features, second[1], second[2], video))
+    run = jax.jit(functools.partial(masked_modeling.run_features, second[1], second[2], video))
     named = run(draws._replace(chosen_bm=every_bm))
     np.testing.assert_array_equal(named.predicted_bmd, run(draws).predicted_bmd)
 
@@ -105,7 +103,7 @@ def test_8_bit_teacher_is_close_to_float32_teacher(form, least, first, batch):
     config, _, _, frozen = first
     video = normalize(jnp.asarray(batch["video"]))
     exact, rough = (
-        quick_jit(
+        jax.jit(
             functools.partial(image_teacher.apply_to_frames, changed(config, quantize_frozen=f))
         )(frozen["teacher"], video)
         for f in ("", form)
@@ -120,7 +118,7 @@ def test_quantization_applies_only_to_frozen_models(second, batch):
     config, model, params, frozen = second
     rounded = changed(config, quantize_frozen="int8")
 
-    @quick_jit
+    @jax.jit
     def look(params, frozen, batch):
         video_bthwc = normalize(batch["video"])
         targets = [

@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from processes import FAST_TO_COMPILE
 from toy_run import TIMED, KilledError, assert_equal_runs, final_params, kill, untimed
 
 from invnext_jax import train
@@ -163,7 +164,13 @@ with errors.exit_on_user_error():
 
 def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, tmp_path):
     arguments = [TOY_RUN, toy_config.data.manifest, tmp_path / "stopped"]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": FAST_TO_COMPILE,
+        "JAX_PLATFORMS": "cpu",
+        "HOME": str(tmp_path),
+    }
+    del environment["JAX_COMPILATION_CACHE_DIR"]
     done = subprocess.run(
         [sys.executable, "-c", STOPPED_RUN, *map(str, arguments)],
         env=environment,

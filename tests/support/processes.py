@@ -8,6 +8,9 @@ import subprocess
 import sys
 import threading
 
+# XLA's older code generator compiles a training step in a third of the time of the newer one.
+FAST_TO_COMPILE = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true"
+
 
 def run_two_processes(script, *arguments, timeout=200, **variables):
     """Runs a script in two processes of a distributed run; see `run_processes`."""
@@ -31,7 +34,7 @@ def run_processes(count, script, *arguments, timeout=200, **variables):
         address = f"localhost:{server.getsockname()[1]}"
     environ = {
         **os.environ,
-        **{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        **{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_TO_COMPILE},
         **{"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)},
         **{"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
         **variables,

@@ -15,11 +15,6 @@ from invnext_jax.stages.registry import STAGES
 
 stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
-FAST_TO_COMPILE = {  # most of the time of a single step is compilation
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
 
 def small(module):
     """Returns the tiny variant of a config module, made smaller."""
@@ -39,12 +34,10 @@ def prepared(stage, config):
     init = functools.partial(stage.init_params, config, model)
     params = nn.unbox(jax.jit(init)(jax.random.key(0)))
     # Gradients would vanish if parameters that are initialized to zero kept this value.
-    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
-    leaves = [
-        x + 0.05 * jax.random.normal(k, x.shape)
-        for x, k in zip(jax.tree.leaves(params), keys, strict=True)
-    ]
-    return model, jax.tree.unflatten(jax.tree.structure(params), leaves)
+    rng = np.random.default_rng(1)
+    return model, jax.tree.map(
+        lambda x: x + np.float32(0.05) * rng.standard_normal(x.shape, np.float32), params
+    )
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +53,8 @@ def first():
     config = small(config1)
     model, params = prepared(stage1, config)
     images = jnp.zeros((1, 32, 32, 3))
-    frozen = nn.unbox(teachers.from_config(config).init(jax.random.key(2), images)["params"])
+    init = jax.jit(teachers.from_config(config).init)
+    frozen = nn.unbox(init(jax.random.key(2), images)["params"])
     return config, model, params, {"teacher": frozen}
 
 

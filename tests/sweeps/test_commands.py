@@ -151,6 +151,7 @@ def test_a_folder_without_a_sweep_is_a_user_error(folder):
             command(folder)
 
 
+@pytest.mark.usefixtures("default_signal_handlers")
 def test_first_signal_lets_the_jobs_save(folder, request_, monkeypatch):
     monkeypatch.setenv("FAKE_STEP_SECONDS", "3.0")
     before = signal.getsignal(signal.SIGINT)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import FAST_TO_COMPILE
 
 from invnext_jax.sweeps.executors.local_executor import LOCK_VARIABLE
 from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
@@ -42,10 +43,10 @@ def sweep():
     yield make_arm(two, {"name": "momentum", "stage2.target.kind": "momentum"})
 """
 
-FAST_TO_COMPILE = {
+ONE_DEVICE = {
     "JAX_PLATFORMS": "cpu",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": FAST_TO_COMPILE,
 }
 SECONDS = 1500  # time limit of a command
 
@@ -54,7 +55,7 @@ def start(tmp_path, name, *flags):
     """Starts the command of the sweep `name`."""
     command = [sys.executable, "launch/sweep.py", f"--workdir={tmp_path / name}", *flags]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    environment |= FAST_TO_COMPILE
+    environment |= ONE_DEVICE
     with open(tmp_path / f"{name}.txt", "ab") as out:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True

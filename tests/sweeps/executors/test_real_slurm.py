@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import FAST_TO_COMPILE
 
 from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
 
@@ -43,7 +44,7 @@ class Sweep:
         command = [sys.executable, "launch/sweep.py", f"--config={tmp_path / 'mine.py'}"]
         command += [f"--workdir={self.folder.path}", *flags]
         # Sums depend on the number of threads. Local jobs have one core, and jobs on SLURM all.
-        variables |= {"NPROC": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        variables |= {"NPROC": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_TO_COMPILE}
         variables["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
         environment = {**os.environ, **variables}
         with open(self._out, "ab") as out:
