@@ -1,6 +1,7 @@
 """Shared fixtures, eight simulated CPU devices, strict rank promotion, and the option `--slow`."""
 
 import contextlib
+import gc
 import os
 import pathlib
 import shutil
@@ -54,6 +55,10 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):  # keywords also have the names of folders
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # collections then skip the imported modules
 
 
 @pytest.fixture(scope="session")

@@ -61,8 +61,8 @@ def tiny(row):
     """Returns the tiny variant of a row, made smaller to reduce the compile time."""
     config = ablations.get_config(f"{row},tiny")
     config.encoder.update(depth=2, width=32, heads=2, mlp_width=32, pool_width=32)
-    config.predictor.update(width=32, mlp_width=32)
-    config.decoder.width = 32
+    config.predictor.update(depth=min(config.predictor.depth, 2), width=32, mlp_width=32)
+    config.decoder.update(depth=min(config.decoder.depth, 2), width=32)
     config.mask.update(blocks=((2, 0.7),), visible=(0.38,))  # one mask kind halves the compile time
     config.optimizer.warmup_steps = 0
     config.init_from = "runs/stage1" if config.stage == "stage2" else ""
