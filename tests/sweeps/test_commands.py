@@ -151,8 +151,7 @@ def test_a_folder_without_a_sweep_is_a_user_error(folder):
             command(folder)
 
 
-@pytest.mark.usefixtures("default_signal_handlers")
-def test_first_signal_lets_the_jobs_save(folder, request_, monkeypatch):
+def test_first_signal_lets_the_jobs_save(folder, request_, monkeypatch, default_signal_handlers):
     monkeypatch.setenv("FAKE_STEP_SECONDS", "3.0")
     before = signal.getsignal(signal.SIGINT)
     thread = after_first_step(folder, lambda: os.kill(os.getpid(), signal.SIGINT))
