@@ -135,6 +135,11 @@ def defaults() -> ml_collections.ConfigDict:
     # logits), "naive" (plain XLA, stores all logits), or "auto": the platform's fused kernel if it
     # supports the inputs, else plain XLA, in blocks if there are many logits.
     config.attention = "auto"
+    # What the mesh axis "sequence" splits in attention: "gather": the queries; each device gathers
+    # the keys and values of all tokens. "all_to_all": the heads; devices exchange queries, keys and
+    # values (DeepSpeed Ulysses), which sends fewer bytes if the axis has more than two devices. See
+    # [scaling.md](scaling.md#long-videos).
+    config.sequence_attention = "gather"
     # Factor on the initial kernels (standard deviation 0.02), except those of the patch embedding
     # and the decoder.
     config.init_gain = 1.0

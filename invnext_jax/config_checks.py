@@ -17,7 +17,7 @@ from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
-from invnext_jax.training import optimizer, recipe
+from invnext_jax.training import mesh_checks, optimizer, recipe
 from invnext_jax.training import step as step_lib
 
 _SIZES = ("width", "depth", "heads", "mlp_width")
@@ -85,6 +85,7 @@ def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, s
       A dict from the dotted name of an option to a clause with the reason and what to change.
     """
     unused = recipe.unused_options(config) | retention.unused_options(config.checkpoint)
+    unused |= mesh_checks.unused_options(config)
     return unused | online_evaluation.unused_options(config) | stage.unused_options(config)
 
 

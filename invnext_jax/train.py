@@ -35,6 +35,7 @@ from invnext_jax.multihost.distributed import count_sharing_processes, log_on_pr
 from invnext_jax.multihost.stop_and_save import Preemption
 from invnext_jax.stages import image_teacher, initialization, registry
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import mesh_checks
 from invnext_jax.training import recipe as recipe_lib
 from invnext_jax.training import state as state_lib
 
@@ -114,8 +115,7 @@ def prepare(
         stage.check_config(config)
         unused = config_checks.unused_options(config, stage)
         config_checks.check_overrides(config, overrides, unused)
-        mesh = mesh_lib.make_mesh(config.mesh)
-        mesh_lib.check_batch(config, mesh)
+        mesh = mesh_checks.make_checked_mesh(config)
     source = init_source.read_source(config)
 
     bad_videos = BadVideoTracker.from_config(config.data)

@@ -167,7 +167,7 @@ LAYERS = {
     "training": [
         {"compilation"},
         {"step", "recipe"},
-        {"state"},
+        {"state", "mesh_checks"},
         {"mesh", "optimizer", "host_memory"},
     ],
     "checkpointing": [

@@ -80,6 +80,7 @@ UNUSED = {
         f"eval.{name}": ("stage1", {}, "config.eval.every_steps is 0")
         for name in ("manifest", "videos", "neighbors")
     },
+    "sequence_attention": ("stage1", {}, "config.mesh.sequence is 1: set it to the number"),
     "checkpoint.best_metric": ("stage1", {}, "config.checkpoint.keep_best is 0"),
     "checkpoint.best_mode": ("stage1", {}, "config.checkpoint.keep_best is 0"),
     "target.momentum": ("stage2", {}, "config.target.kind is 'frozen': set it to 'momentum'"),

@@ -38,6 +38,7 @@ CHANGEABLE_FIELDS: dict[str, str] = {
     "teacher.weights": _CONTENT,
     "mesh": _ROUNDING,
     "attention": _ROUNDING,
+    "sequence_attention": _ROUNDING,
     "remat": _ROUNDING,
     "scan_unroll": _ROUNDING,
     "decoder.chunks": _ROUNDING,
@@ -93,6 +94,7 @@ PER_HOST_FIELDS = (
 _ADDED_FIELDS: dict[str, Any] = {
     "accumulate": 1,
     "attention": "auto",
+    "sequence_attention": "gather",
     "ema.decay": 0.0,
     "init_sizes": False,
     "epochs": 0.0,  # steps and rates were given as numbers, not computed from epochs

@@ -8,8 +8,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from invnext_jax.errors import UserError
@@ -20,7 +20,11 @@ from invnext_jax.models.sharding import (
     CLIP_AXES,
     HEAD_AXES,
     SEQUENCE_AXES,
+    TOKEN_AXES,
+    LeadingAxes,
+    exchange_heads,
     mesh_axes,
+    pad_tokens,
     target_platform,
 )
 
@@ -41,7 +45,7 @@ class Choice(NamedTuple):
         has none, or if plain XLA was selected.
       queries: number of queries.
       keys: number of keys.
-      heads: number of heads.
+      heads: number of heads; those of one device if the devices exchange heads.
       width: width of a head.
       window: largest distance between a query and the keys it attends to; None for all keys.
       dtype: name of the dtype of the queries.
@@ -79,6 +83,7 @@ def attend(
     *,
     theta: float | None = None,
     length: int | None = None,
+    leading_axes: LeadingAxes = TOKEN_AXES,
     causal: bool = False,
 ) -> jax.Array:
     """Computes softmax(q k^T / sqrt(e)) v with the softmax in float32.
@@ -98,6 +103,7 @@ def attend(
       theta: base of the wavelengths of rotary positions, which are applied to the queries and keys;
         None for no rotation, as with causal attention.
       length: number of keys that are not padding, if the tokens are padded to `padded_length`.
+      leading_axes: logical axes of b and n.
       causal: whether a query attends only to keys at its own and earlier positions. All logits are
         then computed at once, which is suitable for the short sequences of text models.
 
@@ -106,6 +112,13 @@ def attend(
     """
     if causal:
         return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window, causal=True)
+    run = functools.partial(_attend_locally, window=window, theta=theta, length=length)
+    if leading_axes == TOKEN_AXES and (spec := _exchange_spec(q_bnhe)):
+        return exchange_heads(run, q_bnhe, k_bmhe, v_bmhe, spec)
+    return run(q_bnhe, k_bmhe, v_bmhe)
+
+
+def _attend_locally(q_bnhe, k_bmhe, v_bmhe, window, theta, length):
     name, reason = choose_kernel(q_bnhe, k_bmhe, window)
     for choices in _records:
         sizes = (q_bnhe.shape[1], *k_bmhe.shape[1:], window, str(q_bnhe.dtype))
@@ -229,6 +242,15 @@ def _cudnn_attention(q_bnhe, k_bmhe, v_bmhe, window):
     return _shard_over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=window is None)
 
 
+def _exchange_spec(q_bnhe) -> P | None:
+    """Returns the mesh axes of the inputs if the devices exchange heads, else None."""
+    b, n, heads, _ = q_bnhe.shape
+    tokens, (keys,) = mesh_axes(SEQUENCE_AXES), nn.logical_to_mesh_axes(("keys",))
+    if n == 1 or not tokens or not keys or not mesh_axes((*HEAD_AXES, *SEQUENCE_AXES), heads):
+        return None
+    return P(mesh_axes(CLIP_AXES, b), tokens, mesh_axes(HEAD_AXES, heads), None)
+
+
 def _shard_over_mesh(
     run: Callable[..., jax.Array], q_bnhe, k_bmhe, v_bmhe, *, split_tokens: bool
 ) -> jax.Array:
@@ -238,8 +260,7 @@ def _shard_over_mesh(
     """
     n, tokens = q_bnhe.shape[1], mesh_axes(SEQUENCE_AXES)
     if split_tokens and tokens:
-        spare = -n % jax.sharding.get_abstract_mesh().shape[tokens[0]]
-        q_bnhe = jnp.pad(q_bnhe, ((0, 0), (0, spare), (0, 0), (0, 0)))
+        q_bnhe = pad_tokens(q_bnhe, jax.sharding.get_abstract_mesh().shape[tokens[0]])
     q_spec, kv_spec = _query_and_key_specs(q_bnhe, split_tokens=split_tokens)
     if _is_replicated(q_spec):
         return run(q_bnhe, k_bmhe, v_bmhe)

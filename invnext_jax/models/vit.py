@@ -52,7 +52,7 @@ class VisionAttention(nn.Module):
         q_bnhe, k_bnhe, v_bnhe = shard_attention_inputs(*parts, self.leading_axes)
         if self.rotary_grid is not None:
             q_bnhe, k_bnhe = (apply_axial_rotary(x, self.rotary_grid) for x in (q_bnhe, k_bnhe))
-        y_bnhe = attend(q_bnhe, k_bnhe, v_bnhe, causal=self.causal)
+        y_bnhe = attend(q_bnhe, k_bnhe, v_bnhe, leading_axes=self.leading_axes, causal=self.causal)
         y_bnd = rearrange(y_bnhe, "b n h e -> b n (h e)")
         y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
         if not weights:

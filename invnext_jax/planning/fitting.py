@@ -97,8 +97,11 @@ def _mesh_options(
     config: Any, devices: int, node: int, *, split_clips: bool
 ) -> Iterator[dict[str, int]]:
     """Yields sizes of the mesh axes for a number of devices, with or without splitting clips."""
-    heads = math.gcd(config.encoder.heads, config.predictor.heads, node)
-    for tensor, sequence in itertools.product(_divisors(heads), _divisors(_MAX_SEQUENCE)):
+    heads = math.gcd(config.encoder.heads, config.predictor.heads)
+    tensor_sizes = _divisors(math.gcd(heads, node))
+    for tensor, sequence in itertools.product(tensor_sizes, _divisors(_MAX_SEQUENCE)):
+        if config.sequence_attention == "all_to_all" and heads % (tensor * sequence):
+            continue
         shards, rest = divmod(devices, tensor * sequence)
         if rest or config.batch_size % shards or (tensor * sequence > 1) != split_clips:
             continue

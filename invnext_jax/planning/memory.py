@@ -28,15 +28,19 @@ class ActivationBytes(NamedTuple):
     Attributes:
       total: saved arrays and working set together.
       kept: the saved arrays alone.
+      gathered: the part of `total` that the mesh axis "sequence" does not split.
     """
 
     total: float
     kept: float
+    gathered: float = 0.0
 
     def on_mesh(self, mesh: Mesh | AbstractMesh) -> "ActivationBytes":
         """Returns the bytes on each device of a mesh, whose token axes split a clip."""
-        shards = mesh.shape["tensor"] * mesh.shape["sequence"]
-        return ActivationBytes(self.total / shards, self.kept / shards)
+        tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+        gathered = self.gathered / tensor
+        total = (self.total - self.gathered) / (tensor * sequence) + gathered
+        return ActivationBytes(total, self.kept / (tensor * sequence), gathered)
 
 
 def clips_that_fit(device: Device, held: Mapping[str, float], per_clip: float) -> int:
@@ -83,7 +87,8 @@ def activation_bytes(shapes: Shapes) -> ActivationBytes:
         if len(leaf.shape) >= 4 and len(pairs) == 2 and leaf.shape[-1] == leaf.shape[-2]:
             continue
         kept += leaf.size / _CLIPS * leaf.dtype.itemsize
-    return ActivationBytes(kept + working_bytes(shapes.config, n), kept)
+    gathered = gathered_bytes(shapes.config, n)
+    return ActivationBytes(kept + working_bytes(shapes.config, n), kept, gathered)
 
 
 def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
@@ -114,6 +119,17 @@ def working_bytes(config: Any, n: int) -> float:
     )
     pixels = 3 * config.data.frames * config.data.size**2
     return layer + pixels * (1 + 2 * 4)
+
+
+def gathered_bytes(config: Any, n: int) -> float:
+    """Returns the bytes for one clip of a layer's arrays that devices gather, for n tokens.
+
+    These are keys, values and their gradients, unless `config.sequence_attention` splits the heads.
+    """
+    if config.sequence_attention == "all_to_all":
+        return 0.0
+    width = max(config.encoder.width, config.predictor.width)
+    return 4.0 * n * width * jnp.dtype(config.dtype).itemsize
 
 
 def _bytes(tree: Any) -> float:

@@ -69,7 +69,7 @@ def describe_plan(
     """
     config, mesh, device = shapes.config, shapes.mesh, DEVICES[device_name]
     held = memory.held_bytes(shapes)
-    per_clip, kept = activations.on_mesh(mesh)
+    per_clip, kept, _ = activations.on_mesh(mesh)
     shards = mesh_lib.batch_shards(mesh)
     part = config.batch_size / shards / config.accumulate
     fits = memory.clips_that_fit(device, held, per_clip)
@@ -172,8 +172,10 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
     times = [times for *_, times in streams]
     reduced = sum(size * count for size, count in zip(sizes, times, strict=True))
     sent["tensor"] = 2 * ring["tensor"] * reduced / sequence
-    # Keys and values are sent in the forward pass, and their gradients in the backward pass.
-    sent["sequence"] = ring["sequence"] * reduced / tensor
+    # Keys and values are sent in the forward pass, and their gradients in the backward pass. An
+    # all-to-all also sends queries and outputs, but only the part of a device.
+    exchanged = config.sequence_attention == "all_to_all"
+    sent["sequence"] = ring["sequence"] * reduced / tensor * (2 / sequence if exchanged else 1)
     return sent
 
 

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import mesh_checks
 from invnext_jax.training import state as state_lib
 
 
@@ -69,6 +70,6 @@ def make_shapes(config: Any, devices: Sequence[jax.Device] | int | None = None) 
         mesh = mesh_lib.make_abstract_mesh(config.mesh, devices)
     else:
         mesh = mesh_lib.make_mesh(config.mesh, devices)
-    mesh_lib.check_batch(config, mesh)
+    mesh_checks.check_config(config, mesh)
     training = registry.make_setup(config)
     return Shapes(training, mesh, (training.boxed_state(), training.stage.abstract_frozen(config)))

@@ -74,13 +74,19 @@ class TrainingSetup:
 
     def compile_step(self, mesh: Mesh, *arguments: Any) -> step_lib.StepFn:
         """Compiles the step. The arguments may be abstract; see `compilation.compile_step`."""
-        with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
+        with (
+            mesh_lib.mesh_rules(mesh, self.config.sequence_attention),
+            attention.kernel(self.config.attention),
+        ):
             return compilation.compile_step(self.step, *arguments)
 
     def compile_diagnostics(self, mesh: Mesh, *arguments: Any) -> step_lib.DiagnosticsFn:
         """Compiles the diagnostics, a function of the step's arguments that changes no state."""
         diagnostics = functools.partial(self.stage.diagnostics, self.config, self.model)
-        with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
+        with (
+            mesh_lib.mesh_rules(mesh, self.config.sequence_attention),
+            attention.kernel(self.config.attention),
+        ):
             return compilation.compile_diagnostics(
                 diagnostics, *arguments, microbatches=self.config.accumulate
             )

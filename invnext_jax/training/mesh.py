@@ -35,6 +35,8 @@ RULES = (
     ("images", ("data", "fsdp", "sequence")),
     ("layers", None),
 )
+# Further rules for each value of `config.sequence_attention`.
+SEQUENCE_ATTENTION = {"gather": (), "all_to_all": (("keys", "sequence"),)}
 
 
 def make_mesh(
@@ -86,26 +88,6 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
-    """Checks that the batch can be split over the mesh.
-
-    Raises:
-      UserError: the batch size is not divisible by the number of shards times
-          `config.accumulate`.
-    """
-    size, shards = config.batch_size, batch_shards(mesh)
-    if size % shards:
-        raise UserError(
-            f"config.batch_size={size} must be divisible by the {shards} devices of the mesh "
-            "axes data and fsdp: change the batch size or the mesh"
-        )
-    if size % (shards * config.accumulate):
-        raise UserError(
-            f"config.batch_size={size} must be divisible by config.accumulate={config.accumulate} "
-            f"times the {shards} devices of the mesh axes data and fsdp"
-        )
-
-
 def shardings(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns the shardings of a tree of abstract arrays.
 
@@ -142,9 +124,15 @@ def unbox(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def mesh_rules(mesh: Mesh) -> Iterator[None]:
-    """Context manager in which traced code maps logical sharding constraints to `mesh`."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+def mesh_rules(mesh: Mesh, sequence_attention: str = "gather") -> Iterator[None]:
+    """Context manager in which traced code maps logical sharding constraints to `mesh`.
+
+    Args:
+      mesh: the mesh.
+      sequence_attention: `config.sequence_attention`, a key of `SEQUENCE_ATTENTION`.
+    """
+    rules = RULES + SEQUENCE_ATTENTION[sequence_attention]
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield
 
 

@@ -45,6 +45,21 @@ def test_eight_devices_hold_an_eighth_each_and_send_parameters():
     assert result["sent_bytes"]["data"] == 0
 
 
+def test_exchanged_heads_are_sent_in_part():
+    config = small(sequence=8)
+    config.encoder.heads = config.predictor.heads = 8
+    gathered = plan.make_plan(config, "v5p")
+    config.sequence_attention = "all_to_all"
+    exchanged = plan.make_plan(config, "v5p")
+    # Four arrays, of which a device sends its part, in place of two whole ones.
+    assert exchanged["sent_bytes"]["sequence"] == gathered["sent_bytes"]["sequence"] * 4 / 2 / 8
+    bytes_per_clip = [result["activation_bytes_per_clip"] for result in (gathered, exchanged)]
+    tokens = config.data.frames * (config.data.size // config.encoder.patch) ** 2
+    tokens += config.encoder.class_tokens
+    whole = 4 * tokens * max(config.encoder.width, config.predictor.width) * 4  # float32
+    assert bytes_per_clip[0] - bytes_per_clip[1] == pytest.approx(whole * 7 / 8)
+
+
 def test_more_remat_needs_less_memory_and_more_flops(one_device):
     plans = [plan.make_plan(small(remat), "a100") for remat in ("none", "dots", "full")]
     bytes_per_clip = [result["activation_bytes_per_clip"] for result in plans]

@@ -30,10 +30,10 @@ CASES = [
 BATCH = 8
 
 
-def small_config(stage_name):
+def small_config(stage_name, heads=2):
     config = STAGES[stage_name][1].get_config("tiny")
-    config.encoder.update(depth=2, width=32, heads=2, mlp_width=64)
-    config.predictor.update(depth=1, width=32, heads=2, mlp_width=32)
+    config.encoder.update(depth=2, width=32, heads=heads, mlp_width=64)
+    config.predictor.update(depth=1, width=32, heads=heads, mlp_width=32)
     config.data.frames = config.encoder.frames = 2
     if stage_name == "stage1":
         config.teacher.update(depth=2, width=32, heads=2, mlp_width=32, taps=1)
@@ -50,9 +50,9 @@ def random_like(abstract, seed):
 
 
 @functools.cache
-def evaluate(stage_name, sizes):
+def evaluate(stage_name, sizes, heads=2, sequence_attention="gather"):
     """Returns the loss and gradients of a stage on a mesh, and the collectives of its program."""
-    stage, config = STAGES[stage_name][0], small_config(stage_name)
+    stage, config = STAGES[stage_name][0], small_config(stage_name, heads)
     config.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[: np.prod(sizes)])
     model = stage.make_model(config)
@@ -73,7 +73,7 @@ def evaluate(stage_name, sizes):
         return stage.loss_fn(config, model, params, frozen, batch, key)[0]
 
     out = (mesh_lib.replicated(mesh), jax.tree.map(lambda leaf: leaf.sharding, params))
-    with mesh_lib.mesh_rules(mesh):
+    with mesh_lib.mesh_rules(mesh, sequence_attention):
         jitted = jax.jit(jax.value_and_grad(loss_fn), out_shardings=out)
         compiled = jitted.lower(params, frozen, batch, key).compile()
     found = collectives.read_collectives(program.read_program(compiled.as_text()), mesh.size)
@@ -83,8 +83,12 @@ def evaluate(stage_name, sizes):
 
 @pytest.mark.parametrize(("stage_name", "sizes"), CASES)
 def test_loss_and_gradients_on_eight_devices_are_those_on_one(stage_name, sizes):
-    loss, grads, _ = evaluate(stage_name, (1, 1, 1, 1))
-    loss_8, grads_8, _ = evaluate(stage_name, sizes)
+    check_equal(evaluate(stage_name, (1, 1, 1, 1)), evaluate(stage_name, sizes))
+
+
+def check_equal(one, eight):
+    """Compares two results of `evaluate`."""
+    (loss, grads, _), (loss_8, grads_8, _) = one, eight
     np.testing.assert_allclose(loss_8, loss, rtol=1e-5)
     flat, flat_8 = (
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
@@ -193,3 +197,23 @@ def test_sequence_parallel_layers_gather_only_keys_and_values():
     assert total_bytes(rest) <= 3 * streams + 2 * 4 * b * d * sum(predicted)
     moved = total_bytes(others, "all-to-all", "collective-permute")
     assert moved <= streams / 2 + 4 * b * d * sum(predicted)
+
+
+@pytest.mark.parametrize("stage_name", STAGES)
+def test_exchanged_heads_give_the_loss_and_gradients_of_one_device(stage_name):
+    one = evaluate(stage_name, (1, 1, 1, 1), heads=4)
+    check_equal(one, evaluate(stage_name, (2, 1, 2, 2), 4, "all_to_all"))
+
+
+@pytest.mark.parametrize("stage_name", STAGES)
+def test_layers_exchange_queries_keys_values_and_outputs(stage_name):
+    *_, found = evaluate(stage_name, (2, 1, 2, 2), 4, "all_to_all")
+    in_attention = [c for c in found if "shard_map/all_to_all" in c.source]
+    assert {(c.kind, c.devices) for c in in_attention} == {("all-to-all", 2)}
+    layers, masks = 2, 2 if stage_name == "stage2" else 1
+    target = layers if stage_name == "stage2" else 0  # it has no gradient
+    predictor = 1
+    trained = masks * (layers + predictor)
+    assert sum(c.times for c in in_attention) == 4 * (2 * trained + target)
+    gathered = [c for c in found if c.kind == "all-gather" and "attn" in c.source]
+    assert not [c for c in gathered if any(32 in shape for _, shape in c.shapes)], gathered

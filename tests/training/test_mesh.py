@@ -10,6 +10,7 @@ from configs import stage1
 from invnext_jax.errors import UserError
 from invnext_jax.models.sharding import with_logical_axes
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import mesh_checks
 
 
 def make_mesh(data, fsdp, tensor, sequence):
@@ -105,11 +106,31 @@ def config():
     return stage1.get_config("tiny")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "axes", "sentence"),
+    [
+        ("ring", {}, "sequence_attention='ring' must be 'gather' or 'all_to_all'"),
+        ("all_to_all", {"tensor": 2, "sequence": 2}, "encoder.heads=2 must be divisible by the 4"),
+        ("all_to_all", {"sequence": 4}, "encoder.heads=2 must be divisible by the 4 devices"),
+        ("all_to_all", {"sequence": 2}, None),
+        ("gather", {"sequence": 4}, None),
+    ],
+)
+def test_exchanged_heads_must_be_divisible(config, chosen, axes, sentence):
+    config.sequence_attention = chosen
+    config.mesh.update(axes)
+    mesh = mesh_lib.make_mesh(config.mesh)
+    if sentence is None:
+        return mesh_checks.check_config(config, mesh)
+    with pytest.raises(UserError, match=sentence):
+        mesh_checks.check_config(config, mesh)
+
+
 def test_indivisible_batch_over_devices_is_an_error(config):
     config.batch_size = 12
     config.mesh.update(data=-1, fsdp=2)
     with pytest.raises(UserError, match="batch_size=12 must be divisible by the 8 devices"):
-        mesh_lib.check_batch(config, mesh_lib.make_mesh(config.mesh))
+        mesh_checks.check_batch(config, mesh_lib.make_mesh(config.mesh))
 
 
 def test_one_process_loads_the_whole_batch():
