@@ -111,7 +111,7 @@ def apply_rotary(x_bnhe: jax.Array, theta: float) -> jax.Array:
       x_bnhe: queries or keys; the rotation is computed in float32.
       theta: base of the wavelengths.
     """
-    angles = _rotary_angles(x_bnhe.shape[1], x_bnhe.shape[3], theta)[:, None]
+    angles = _rotary_angles(x_bnhe.shape[1], x_bnhe.shape[3], theta)[None, :, None]
     cos, sin = jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
     low, high = jnp.split(x_bnhe.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
