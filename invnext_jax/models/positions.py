@@ -124,7 +124,7 @@ def apply_rotary_tokens_last(x_bhen: jax.Array, theta: float) -> jax.Array:
     It needs fewer passes over the array on TPUs.
     """
     e, n = x_bhen.shape[2:]
-    angles = np.tile(_rotary_angles(n, e, theta).T, (2, 1))
+    angles = np.tile(_rotary_angles(n, e, theta).T, (2, 1))[None, None]
     sign = np.where(np.arange(e)[:, None] < e // 2, -1, 1)
     cos = jnp.asarray(np.cos(angles), jnp.float32)
     sin = jnp.asarray(np.sin(angles) * sign, jnp.float32)
