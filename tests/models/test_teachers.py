@@ -70,7 +70,7 @@ def test_taps_do_not_change_other_outputs(kind, images):
 def test_bfloat16_teacher_returns_float32_close_to_float32_teacher(kind, images):
     params = init(kind, images)
     exact, rough = (apply(kind, params, images, dtype=d) for d in ("float32", "bfloat16"))
-    for actual, expected in zip(rough, exact, strict=True):
+    for actual, expected in zip(*map(jax.tree.leaves, (rough, exact)), strict=True):
         assert actual.dtype == jnp.float32 and actual.shape == expected.shape
         assert np.linalg.norm(actual - expected) < 2e-2 * np.linalg.norm(expected)
     np.testing.assert_allclose(jnp.sum(rough.attention_bn, axis=1), 1.0, rtol=1e-5)

@@ -10,6 +10,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.models import scan
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import mesh_checks
 
 ROOT = pathlib.Path(__file__).parents[2]
 STAGES = {"stage1": stage1, "stage2": stage2}
@@ -58,7 +59,7 @@ def test_presets_divide_the_batch_of_the_paper_and_keep_its_recipe(stage, varian
     for name, machine in machines.MACHINES.items():
         config = STAGES[stage].get_config(f"{variant},{name}")
         mesh = mesh_lib.make_abstract_mesh(config.mesh, machine["devices"])
-        mesh_lib.check_batch(config, mesh)
+        mesh_checks.check_batch(config, mesh)
         assert config.batch_size % machine["hosts"] == 0
         changed = {field for field in plain if plain[field] != config[field]}
         assert changed <= SET_BY_PRESETS

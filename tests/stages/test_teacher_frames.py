@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-import stage_cases
 
 from configs import stage2 as config2
 from invnext_jax.errors import UserError
@@ -21,7 +20,6 @@ from invnext_jax.training import mesh as mesh_lib
 
 stage1 = STAGES["stage1"]
 KEY = jax.random.key(5)
-quick_jit = functools.partial(jax.jit, compiler_options=stage_cases.FAST_TO_COMPILE)
 
 
 def with_share(config, share, **changes):
@@ -41,7 +39,7 @@ def test_mean_over_all_choices_of_frames_is_the_loss_of_all_frames(
     video_bthwc = normalize(batch["video"])
     all_frames = with_share(config, 1.0)
 
-    @quick_jit
+    @jax.jit
     def terms_of_all(params, frozen):
         target, samples = stage1.apply_teacher(all_frames, frozen, video_bthwc, KEY)
         terms = stage1.loss_terms(config, model, params, target, video_bthwc, samples)
@@ -50,7 +48,7 @@ def test_mean_over_all_choices_of_frames_is_the_loss_of_all_frames(
     samples, expected = terms_of_all(params, frozen)
     t = config.data.frames
 
-    @quick_jit
+    @jax.jit
     def terms_of_choice(params, frozen, frames_bf):
         monkeypatch.setattr(teacher_frames, "sample_frames", lambda *_: frames_bf)
         target, _ = image_teacher.apply_to_clips(config, frozen["teacher"], video_bthwc, KEY)
@@ -68,7 +66,7 @@ def test_all_frames_give_the_default_bitwise(first, batch):
     config, model, params, frozen = first
     without = config.copy_and_resolve_references()
     run = [
-        quick_jit(functools.partial(stage1.loss_fn, c, model))
+        jax.jit(functools.partial(stage1.loss_fn, c, model))
         for c in (without, with_share(config, 1.0), with_share(config, 0.9))  # 3.6 frames of 4
     ]
     found = [loss_fn(params, frozen, batch, KEY) for loss_fn in run]
@@ -120,7 +118,7 @@ def test_step_is_compiled_once_and_encodes_only_the_chosen_frames(first, batch, 
         return apply(config, params, video_bthwc)
 
     monkeypatch.setattr(image_teacher, "apply_to_frames", record)
-    run = quick_jit(functools.partial(stage1.loss_fn, half, model))
+    run = jax.jit(functools.partial(stage1.loss_fn, half, model))
     losses = [run(params, frozen, batch, jax.random.key(i))[0] for i in range(4)]
     assert shapes == [(3, 2, 32, 32, 3)]
     assert len(set(map(float, losses))) == 4
@@ -141,7 +139,7 @@ def test_two_devices_give_the_loss_and_gradients_of_one(first, batch):
         *trees, key = jax.device_put((params, frozen, KEY), replicated)
         arguments = *trees, mesh_lib.shard_batch({"video": video}, mesh), key
         with mesh_lib.mesh_rules(mesh):
-            run = quick_jit(jax.value_and_grad(loss_fn), out_shardings=replicated)
+            run = jax.jit(jax.value_and_grad(loss_fn), out_shardings=replicated)
             compiled = run.lower(*arguments).compile()
         found.append(jax.device_get(compiled(*arguments)))
         sent = collectives.read_collectives(program.read_program(compiled.as_text()), count)
