@@ -88,7 +88,7 @@ def check_settings(settings: Any, positions: int) -> None:
     for name, value, known in (("kind", settings.kind, REGISTRY), ("fit", settings.fit, FITS)):
         if value not in known:
             raise UserError(f"mask.{name}={value!r} must be one of {', '.join(map(repr, known))}")
-    if "ratio" in REGISTRY[settings.kind].options and int(settings.ratio * positions) < 1:
+    if "ratio" in REGISTRY[settings.kind].options and not count_patches(settings.ratio, positions):
         raise UserError(f"mask.ratio={settings.ratio} masks none of a frame's {positions} patches")
     if "blocks" in REGISTRY[settings.kind].options:
         _check_blocks(settings)
@@ -130,9 +130,14 @@ def sample_masks(
     return REGISTRY[settings.kind].sample(key, batch, grid, settings, attention_bts)
 
 
+def count_patches(share: float, positions: int) -> int:
+    """Returns a fraction of the patches, rounded down. Exact numbers ignore rounding errors."""
+    return int(share * positions + 1e-9)
+
+
 def visible_per_frame(positions: int, ratio: float) -> int:
     """Returns the number of visible patches in a frame if the fraction `ratio` is masked."""
-    return positions - int(ratio * positions)
+    return positions - count_patches(ratio, positions)
 
 
 def visible_frames(settings: Any, frames: int) -> int:
@@ -179,7 +184,7 @@ def multi_block_masks(
             blocks=count,
             share=share,
             aspect=settings.aspect,
-            visible=max(1, int(visible * positions)),
+            visible=max(1, count_patches(visible, positions)),
             fit=settings.fit,
         )
         for i, ((count, share), visible) in enumerate(sizes)
@@ -243,8 +248,7 @@ def multi_block_mask(
     # without any visible token.
     t, y, x = grid
     aspect_key, corner_key, tie_key = jax.random.split(key, 3)
-    low, high = aspect
-    ratio_b = jax.random.uniform(aspect_key, (batch,), minval=low, maxval=high)
+    ratio_b = jax.random.uniform(aspect_key, (batch,), minval=aspect[0], maxval=aspect[1])
     area = share * y * x
     sides_b2 = jnp.stack([jnp.sqrt(area * ratio_b), jnp.sqrt(area / ratio_b)], axis=-1)
     frame_2 = jnp.asarray([y, x])
@@ -253,10 +257,8 @@ def multi_block_mask(
     room_b12 = (frame_2[None] - sides_b2 + 1)[:, None]
     corner_bn2 = jnp.floor(jax.random.uniform(corner_key, (batch, blocks, 2)) * room_b12)
     center_bn2 = corner_bn2 + sides_b2[:, None] / 2
-    cells = np.stack(np.meshgrid(np.arange(y) + 0.5, np.arange(x) + 0.5, indexing="ij"), -1)
-    cells_s2 = jnp.asarray(rearrange(cells, "y x c -> (y x) c"), jnp.float32)
-    # The scale factor at which a block reaches each cell. A block covers the cells with factors
-    # below 1.
+    cells_s2 = jnp.asarray(np.argwhere(np.ones((y, x))) + 0.5, jnp.float32)
+    # The scale factor at which a block reaches each cell. It covers cells with factors below 1.
     offset_bns2 = jnp.abs(cells_s2[None, None] - center_bn2[:, :, None])
     reach_bns = jnp.max(offset_bns2 / (sides_b2[:, None, None] / 2), axis=-1)
     score_bs = jnp.min(reach_bns, axis=1)
@@ -292,9 +294,7 @@ def _keep_largest(score_bts: jax.Array, visible: int) -> Mask:
     """Returns the mask that keeps the `visible` positions with the largest scores in each frame."""
     _, t, s = score_bts.shape
     order_bts = jnp.argsort(-score_bts, axis=-1)
-    parts = (
-        jnp.sort(part, axis=-1) for part in (order_bts[..., :visible], order_bts[..., visible:])
-    )
+    parts = (jnp.sort(part, axis=-1) for part in jnp.split(order_bts, [visible], axis=-1))
     in_clip = (part_btn + s * jnp.arange(t)[None, :, None] for part_btn in parts)
     keep_bk, masked_bm = (rearrange(x, "b t n -> b (t n)").astype(jnp.int32) for x in in_clip)
     return keep_bk, masked_bm

@@ -1,5 +1,6 @@
 """Masks: fixed lengths, every position once, and the statistics of multi-block masks."""
 
+from fractions import Fraction
 from types import SimpleNamespace
 
 import jax
@@ -112,6 +113,22 @@ def test_visible_count_follows_the_reference():
     assert masks.visible_per_frame(256, 0.75) == 64
     assert masks.visible_per_frame(256, 0.8) == 256 - 204
     assert masks.visible_per_frame(9, 0.75) == 3
+
+
+def test_exact_fractions_give_their_number_of_patches():
+    # Products such as 0.57 * 100 = 56.99999999999999 are below the exact number.
+    for positions in (49, 100, 196, 256):
+        for n in range(1, 100):
+            exact = Fraction(n, 100) * positions
+            assert masks.count_patches(n / 100, positions) == exact.numerator // exact.denominator
+    assert masks.visible_per_frame(100, 0.57) == 43
+    settings = SimpleNamespace(
+        kind="multi_block",
+        **{"blocks": ((2, 0.1),), "visible": (0.57,), "aspect": (1.0, 1.0), "fit": "scale"},
+        max_temporal_keep=1.0,
+    )
+    [(keep_bk, _)] = masks.multi_block_masks(jax.random.key(0), 1, (1, 10, 10), settings)
+    assert keep_bk.shape == (1, 57)
 
 
 def test_semantic_mask_prefers_attention():
