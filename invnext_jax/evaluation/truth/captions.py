@@ -108,6 +108,8 @@ def read_captions(path: str | os.PathLike, manifest: Manifest, *, join: bool = F
 def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
     """Reads the candidates of multiple choice. Damaged entries are logged and skipped.
 
+    Equal texts of an entry are one candidate.
+
     Raises:
       UserError: The file cannot be read, or no entry describes a video of the manifest.
     """
@@ -116,7 +118,8 @@ def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
         texts, answer = _check_texts(entry["caption"]), entry["answer"]
         if type(answer) is not int or not 0 <= answer < len(texts):
             raise ValueError(f"the answer {answer!r} is not one of {len(texts)} candidates")
-        return texts, answer
+        candidates = list(dict.fromkeys(texts))
+        return candidates, candidates.index(texts[answer])
 
     found, skipped = _read_entries(path, manifest, parse, CHOICES_ADVICE)
     return Choices(

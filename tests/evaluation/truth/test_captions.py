@@ -112,6 +112,16 @@ def test_multiple_choice(tmp_path, manifest):
     assert found.candidates == [["x", "y", "z"], ["x", "y"]] and found.skipped == 3
 
 
+def test_equal_candidates_are_one_candidate(tmp_path, manifest):
+    entries = [
+        {"video": "b", "caption": ["z", "x", "y", "x"], "answer": 3},
+        {"video": "a", "caption": ["y", "y", "x"], "answer": 2},
+    ]
+    found = captions.read_choices(write(tmp_path, entries), manifest)
+    assert found.candidates == [["z", "x", "y"], ["y", "x"]]
+    assert found.answer_b.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     "entry",
     [
