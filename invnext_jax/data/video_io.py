@@ -70,6 +70,11 @@ def absolute(name: str) -> str:
     return name if is_remote(name) or is_world(name) else os.path.abspath(name)
 
 
+def exists(name: str) -> bool:
+    """Returns whether a local file exists; True for remote files and rendered worlds."""
+    return is_remote(name) or is_world(name) or os.path.exists(name)
+
+
 def folder_of(name: str) -> str:
     """Returns the folder of a local or remote file. Local folders are absolute."""
     if is_remote(name):

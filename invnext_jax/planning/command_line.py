@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import shlex
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from absl.flags import FLAGS
 from ml_collections import config_flags
 
 from invnext_jax import config_checks, errors, init_source
-from invnext_jax.data import held_out, manifest, sources
+from invnext_jax.data import access_rules, held_out, manifest, sources, video_io
 from invnext_jax.planning import compiled_step, fitting, plan, plan_table, targets
 from invnext_jax.training import recipe
 
@@ -38,7 +37,7 @@ def run() -> None:
     if FLAGS.topology:
         devices = targets.count_devices(FLAGS.topology)
 
-    videos = _read_manifest(config.data.manifest)
+    videos = _read_manifest(config.data)
     if videos is not None:
         sources.check_names(config.data, videos.sources)
         unused = sources.unused_options(config.data, videos)
@@ -85,10 +84,11 @@ def _training_command(config: ml_collections.ConfigDict, fit: fitting.Fit) -> st
     return shlex.join(["python", "launch/main.py", *arguments])
 
 
-def _read_manifest(manifests: str) -> manifest.Manifest | None:
-    """Returns the rows of the manifests, or None if they do not exist here."""
-    if manifests and all(map(os.path.exists, manifest.list_manifests(manifests))):
-        return manifest.read_manifest(manifests)
+def _read_manifest(data: ml_collections.ConfigDict) -> manifest.Manifest | None:
+    """Returns the rows of the manifests of `config.data`, or None if they do not exist here."""
+    manifests = data.manifest
+    if manifests and all(map(video_io.exists, manifest.list_manifests(manifests))):
+        return manifest.read_manifest(manifests, access_rules.AccessRules.from_config(data))
     missing = f"{manifests} does not exist here" if manifests else "config.data.manifest is empty"
     print(f"{missing}: planned for {recipe.PAPER_VIDEOS:,} videos, as in the paper")
     return None

@@ -169,10 +169,7 @@ class StepConfig:
 
 def manifests_exist(names: str) -> bool:
     """Returns whether local manifests exist; True for remote ones and rendered worlds."""
-    return all(
-        video_io.is_world(name) or video_io.is_remote(name) or os.path.exists(name)
-        for name in manifest_lib.list_manifests(names)
-    )
+    return all(map(video_io.exists, manifest_lib.list_manifests(names)))
 
 
 @functools.cache
