@@ -59,11 +59,12 @@ def translate_read_errors(folder: storage.Path, checksums_match: bool) -> Iterat
     except (UserError, CorruptCheckpointError):
         raise
     except Exception as error:
-        # Orbax raises a plain Exception if one of its own checksums does not match.
+        # Orbax raises a plain Exception if one of its own checksums does not match, and TensorStore
+        # a plain RuntimeError for names with surrogates.
         known = (LookupError, TypeError, ValueError, OSError, *storage.CLIENT_ERRORS)
         # Metadata is forged.
         known += (AttributeError, AssertionError, RecursionError, MemoryError)
-        if not isinstance(error, known) and type(error) is not Exception:
+        if not isinstance(error, known) and type(error) not in (Exception, RuntimeError):
             raise
         if checksums_match:
             raise UserError(_unreadable(folder, summarize_error(error))) from error

@@ -32,6 +32,7 @@ MAX_BYTES = 2**26  # maximum size of a file of results or rows; nested lists nee
 MAX_ROWS = 2000  # the time to make a page may grow with the square of the number of rows
 MAX_SIZE = 4096  # maximum number of frames, and of pixels of a side, of a clip
 MAX_PIXELS = 2**28  # of all frames of a clip, which pages may show
+MAX_PATH = 4096  # maximum number of characters of a path
 MAX_DEPTH = 64  # of nested objects and lists; run.config has fewer than 40
 _ADVICE = "run launch/evaluate.py again"
 
@@ -114,7 +115,8 @@ _NUMBER = (
 )
 _NUMBERS = field_checks.object_of(_NUMBER, "an object of numbers")
 _RESULTS: Fields = {
-    **dict.fromkeys(("stage", "title", "checkpoint"), _TEXT),
+    **dict.fromkeys(("stage", "title"), field_checks.line(0, field_checks.MAX_NAME)),
+    "checkpoint": field_checks.line(0, MAX_PATH),
     **dict.fromkeys(("tasks", "notes"), _TEXTS),
     **dict.fromkeys(("manifests", "videos"), _HASHES),
     **dict.fromkeys(("run", "clips"), _OBJECT),

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from invnext_jax import sanitize
 from invnext_jax.evaluation import clip_settings, results_file
 from invnext_jax.evaluation.pages import row_names, row_options, table_rows
 from invnext_jax.stages import registry
+
+MAX_WIDTH = 200  # of the first column of a plain table; longer labels are not aligned
 
 
 def format_table(results: Mapping[str, Any]) -> str:
@@ -38,7 +41,7 @@ def _format_lines(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for table in tables:
         rows = [(", ".join(filter(None, (r["name"], r["input"]))), r) for r in table["rows"]]
-        width = max(38, *(len(label) + 1 for label, _ in rows))
+        width = min(MAX_WIDTH, max(38, *(len(label) + 1 for label, _ in rows)))
         heads = "".join(f"{task:>16}" for task in table["tasks"])
         lines.append(f"{table['title']:{width}}{heads}")
         for label, row in rows:
@@ -129,7 +132,7 @@ def _make_titles(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in (name for name in dict.fromkeys(names) if names.count(name) > 1):
         places = [place for place, other in enumerate(names) if other == name]
         for place, text in zip(places, _distinguish([results[p] for p in places]), strict=True):
-            titles[place] = f"{name} ({text})"
+            titles[place] = sanitize.escape_lines(f"{name} ({text})")
     return titles
 
 

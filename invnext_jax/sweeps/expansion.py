@@ -21,7 +21,7 @@ from invnext_jax.field_checks import (
 )
 from invnext_jax.sweeps import evaluation_checks, identity, setting_checks
 from invnext_jax.sweeps.arms import Arm, Column
-from invnext_jax.sweeps.job import Job, Resources
+from invnext_jax.sweeps.job import Job, Resources, move_command
 from invnext_jax.sweeps.settings import Setting
 from invnext_jax.sweeps.step_config import Kind, StepConfig, load_step
 from invnext_jax.sweeps.sweep_file import Sweep
@@ -211,8 +211,8 @@ def _job_from_json(entry: Any, old: str, folder: Path) -> PlannedJob:
     fields = dict(entry)
     kind, total_steps = Kind(fields.pop("kind")), fields.pop("total_steps")
     fields |= {"folder": Path(fields["folder"]), **_paths(folder, fields["name"])}
-    moved = (part.replace(f"={old}/", f"={folder}/") for part in fields["command"])
-    fields |= {"command": tuple(moved), "dependencies": tuple(fields["dependencies"])}
+    fields["command"] = move_command(fields["command"], old, folder)
+    fields["dependencies"] = tuple(fields["dependencies"])
     fields["resources"] = Resources(**fields["resources"])
     if not re.fullmatch(r"[\w-]+", fields["name"]) or len(fields["name"].encode()) > MAX_JOB_NAME:
         raise ValueError(f"invalid name {fields['name']!r:.80}")

@@ -7,11 +7,14 @@ if the same command is started again.
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from invnext_jax.errors import UserError
+
+MAX_MOVED = 8  # options of a command that name the folder of the sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,22 @@ class Job:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     resources: Resources = Resources()
     dependencies: tuple[str, ...] = ()
+
+
+def move_command(command: Sequence[str], old: str, new: Path) -> tuple[str, ...]:
+    """Replaces the folder of a sweep, `old`, at the start of the values of options.
+
+    Raises:
+      ValueError: the folder is not an absolute path, or too many options name it.
+    """
+    start = f"={old}/"
+    places = {n for n, part in enumerate(command) if part[part.find("=") :].startswith(start)}
+    if not os.path.isabs(old) or len(places) > MAX_MOVED:
+        raise ValueError(f"more than {MAX_MOVED} options name the folder {old!r:.80}")
+    return tuple(
+        part.replace(start, f"={new}/", 1) if n in places else part
+        for n, part in enumerate(command)
+    )
 
 
 class Phase(enum.Enum):

@@ -143,7 +143,16 @@ def skip_elements(checkpoint):
     path.write_text(json.dumps(content))
 
 
+def name_surrogate(checkpoint):
+    path = checkpoint / "state/_METADATA"
+    content = json.loads(path.read_text())
+    for leaf in content["tree_metadata"].values():
+        leaf["key_metadata"][-1]["key"] = "\ud800"
+    path.write_text(json.dumps(content))
+
+
 FORGERIES = {
+    "surrogate": name_surrogate,
     "large shapes": lambda checkpoint: os.truncate(checkpoint / "state/_METADATA", 2**40),
     "endless shapes": lambda checkpoint: link_to_proc(checkpoint / "state/_METADATA"),
     "large database": lambda checkpoint: os.truncate(checkpoint / "state/manifest.ocdbt", 2**40),

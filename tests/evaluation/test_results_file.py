@@ -60,6 +60,8 @@ ROW = {
     [
         *(({name: 3}, name) for name in ("stage", "title", "checkpoint", "tasks", "notes")),
         *(({name: "x"}, name) for name in ("manifests", "videos", "run", "clips", "step", "steps")),
+        *(({name: "a\nb"}, name) for name in ("stage", "title", "checkpoint")),
+        *(({name: "x" * 501}, name) for name in ("stage", "title")),
         *(({"steps": [value]}, "steps") for value in ("../x", True, -1, 2**70, None)),
         *(({"neighbors": 3}, "neighbors"), ({"run": {"config": 3}}, "run.config")),
         *(({"manifests": {"val": 3}}, "manifests"), ({"notes": [3]}, "notes")),

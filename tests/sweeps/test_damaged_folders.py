@@ -46,6 +46,8 @@ NAMES = ("", "a\nb", "a\u2028b", "a\x1b[2Jb", "a\ud800", "n" * 501)
         change_job(command=[1]),
         change_job(total_steps="3"),
         change_job(name="n" * 300),
+        lambda tree: tree.update(folder=""),
+        lambda tree: tree["jobs"][0].update(command=[f"--a={tree['folder']}/"] * 9),
         change_job(resources={"cores": "1"}),
         change_job(environment={"A": 1}),
         lambda tree: tree["jobs"][0].update(dependencies=[tree["jobs"][1]["name"]]),

@@ -84,8 +84,7 @@ class Evaluation:
     @functools.cached_property
     def _options(self) -> dict[str, dict[str, Any]]:
         """The options of the rows by evaluator."""
-        names = {row["evaluator"] for row in self.results["rows"]}
-        return {name: row_options.find_options(self.results, name) for name in names}
+        return row_options.find_all_options(self.results)
 
     def read_scores(self, row: Mapping[str, Any]) -> video_scores.VideoScores | None:
         """Returns the score of each video of a row; None if they were not stored.

@@ -58,6 +58,18 @@ def find_options(results: Mapping[str, Any], evaluator: str) -> dict[str, Any]:
     return found
 
 
+def find_all_options(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the options of the rows of all evaluators of results by their names.
+
+    Evaluators that are not registered share a dict, because their number has no limit.
+    """
+    shared: dict[str, dict[str, Any]] = {}
+    names = dict.fromkeys(row["evaluator"] for row in results["rows"])
+    for known in {name if name in registry.EVALUATORS else "" for name in names}:
+        shared[known] = find_options(results, known)
+    return {name: shared.get(name, shared.get("", {})) for name in names}
+
+
 def find_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the options that differ, with both values; see `find_options`.
 
@@ -75,10 +87,9 @@ def describe_changes(
 ) -> dict[str, list[str]]:
     """Returns texts about options that differ between two results, with the evaluators in words."""
     found: dict[str, list[str]] = {}
-    names = [dict.fromkeys(row["evaluator"] for row in part["rows"]) for part in results]
-    for evaluator in (name for name in names[0] if name in names[1]):
-        options = (find_options(part, evaluator) for part in results)
-        for name, values in find_changes(*options).items():
+    first, second = map(find_all_options, results)
+    for evaluator in (name for name in first if name in second):
+        for name, values in find_changes(first[evaluator], second[evaluator]).items():
             text = f"config.{name} is {values[0]!r:.80} in {titles[0]} and {values[1]!r:.80} in "
             found.setdefault(text + titles[1], []).append(row_names.in_words(evaluator))
     return found

@@ -5,7 +5,7 @@ import pytest
 
 from invnext_jax.evaluation import video_scores
 from invnext_jax.evaluation.metrics.formats import find_format
-from invnext_jax.evaluation.pages import paired_differences, video_labels
+from invnext_jax.evaluation.pages import paired_differences, row_options, video_labels
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
 from invnext_jax.evaluation.pages.video_labels import VideoLabels
 
@@ -65,3 +65,14 @@ def test_too_many_classes_are_not_compared(limit, has_table, evaluations, monkey
     pairs = [tuple((evaluation, {"color": ROW}) for evaluation in evaluations)]
     table = paired_differences.compare_classes(pairs, "color", find_format("top1"))
     assert (table is not None) == has_table
+
+
+def test_unknown_evaluators_share_their_options():
+    rows = [{**ROW, "evaluator": name} for name in ("knn", "a", "b")]
+    results = {"rows": rows, "run": {"config": {"seed": 1, "knn": {"neighbors": 5}}}}
+    found = row_options.find_all_options(results)
+    assert found["a"] is found["b"]
+    assert found == {
+        row["evaluator"]: row_options.find_options(results, row["evaluator"]) for row in rows
+    }
+    assert found["a"] != found["knn"]

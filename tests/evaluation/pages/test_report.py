@@ -131,6 +131,17 @@ def test_two_probes_of_one_stage_are_numbered():
     assert names == ["chance", "Stage 1 (1)", "Stage 1 (2)"]
 
 
+def test_names_of_folders_forge_no_lines_and_fill_no_memory():
+    probes = [
+        {**make_probe("stage1", 0.5, controls=True), "workdir": f"{name}\nWrote x"}
+        for name in ("a", "b" * 5000)
+    ]
+    text = tables.format_joined(probes)
+    assert r"Stage 1 (a\nWrote x), mean" in text
+    assert not any(line.startswith("Wrote") for line in text.splitlines())
+    assert sum(len(line) > 300 for line in text.splitlines()) == 1
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="specify the workdirs"):
         report.write_report([], tmp_path / "report.html")
