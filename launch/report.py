@@ -6,7 +6,6 @@ A folder may also be that of a sweep. Its tables become a page next to the repor
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -27,11 +26,9 @@ def main(argv: Sequence[str]) -> None:
     compilation.enable_cache()
     sweeps = [folder for folder in map(SweepFolder, argv[1:]) if folder.exists()]
     folders = [name for name in argv[1:] if not SweepFolder(name).exists()]
-    links = {}
-    for number, sweep in enumerate(sweeps, 1):
-        page = Path(_OUT.value).with_suffix(f".sweep{number}.html")
-        print(sweep_page.write_tables(sweep, page))
-        links[sweep.path.name] = page.name
+    texts, links = sweep_page.write_pages(sweeps, _OUT.value)
+    for text in texts:
+        print(text)
     out = report.write_report(folders, _OUT.value, _CLIPS.value, links)
     if results := report.read_evaluations(folders):
         print(tables.format_joined(results))

@@ -26,7 +26,7 @@ _CONFIG: dict[str, Fields] = {
         **dict.fromkeys(("stage", "variant"), _LINE),
         **dict.fromkeys(("batch_size", "total_steps"), COUNT),
         "seed": integer(-(2**63), 2**63 - 1),
-        **dict.fromkeys(("encoder", "data", "optimizer", "predictor", "mask"), OBJECT),
+        **dict.fromkeys(("encoder", "data", "optimizer", "predictor", "mask", "loss"), OBJECT),
     },
     "encoder": dict.fromkeys(("size", "patch", "depth", "width", "heads"), _SIZE),
     "data": {

@@ -15,7 +15,7 @@ from invnext_jax.checkpointing import run_record
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import results_file, tables
 from invnext_jax.evaluation.pages import charts, run_clips
-from invnext_jax.evaluation.pages.reported_run import ReportedRun
+from invnext_jax.evaluation.pages.reported_run import ReportedRun, name_folders
 from invnext_jax.monitoring import metrics_file
 
 MAX_RECIPE_BYTES = 2**20
@@ -51,9 +51,10 @@ def write_report(
             raise UserError(
                 f"{folder} is neither a run nor an evaluation: it has no checkpoint or results"
             )
+    names = name_folders([run.folder for run in runs])
     page = render(
         "report.html",
-        runs=[describe_run(run, i) for i, run in enumerate(runs)],
+        runs=[describe_run(run, names[i], i) for i, run in enumerate(runs)],
         results=tables.join_results(results),
         clips=_find_clips(runs, results, clips),
         links=links or {},
@@ -88,11 +89,11 @@ def render(template: str, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
-    """Returns the contents of a run's section: facts, charts and the complete config."""
+def describe_run(run: ReportedRun, name: str, number: int) -> dict[str, Any]:
+    """Returns the contents of a run's section: name, facts, charts and the complete config."""
     return {
         "title": run.title,
-        "folder": run.folder.name,
+        "folder": name,
         "facts": describe_facts(run),
         "charts": charts.make_charts(run.records, salt=f"{run.folder}-{number}"),
         "config": run.config_text,
@@ -103,7 +104,7 @@ def describe_facts(run: ReportedRun) -> dict[str, Any]:
     """Returns the settings and the progress of a run by their names."""
     config, last = run.config, run.records[-1] if run.records else {}
     e, data = config.encoder, config.data
-    side = e.size // e.patch
+    side = data.size // e.patch
     speeds = [r["clips_per_second"] for r in run.records if r.get("clips_per_second")]
     facts = {
         "variant": config.variant,
@@ -115,7 +116,7 @@ def describe_facts(run: ReportedRun) -> dict[str, Any]:
         "batch": f"{config.batch_size} clips",
         "clips": f"{data.frames} frames of {data.size} px, {side} x {side} patches of {e.patch} px",
         "encoder": f"{e.depth} blocks of width {e.width}, {e.heads} heads",
-        "predictor": f"{config.predictor.depth} {config.predictor.kind} layers",
+        "predictor": run.predictor,
         "mask": config.mask.kind.replace("_", "-"),
         "seed": config.seed,
         "speed": f"{np.median(speeds):.0f} clips/s" if speeds else "",

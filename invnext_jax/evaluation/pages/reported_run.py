@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,31 @@ class ReportedRun:
         return registry.STAGES[self.record["config"]["stage"]].title
 
     @property
+    def predictor(self) -> str:
+        """A description of the predictor; "" if no loss of the run needs one."""
+        config = self.config
+        if "predictor" not in registry.STAGES[config.stage].param_groups(config):
+            return ""
+        return f"{config.predictor.depth} {config.predictor.kind} layers"
+
+    @property
     def config_text(self) -> str:
         """The config as indented JSON."""
         return json.dumps(self.record["config"], indent=1)
+
+
+def make_titles(runs: Sequence[ReportedRun]) -> list[str]:
+    """Returns the titles of runs, with the names of their folders where titles are equal."""
+    titles = [run.title for run in runs]
+    folders = name_folders([run.folder for run in runs])
+    return [
+        f"{title} ({folder})" if titles.count(title) > 1 else title
+        for title, folder in zip(titles, folders, strict=True)
+    ]
+
+
+def name_folders(folders: Sequence[str | Path]) -> list[str]:
+    """Returns the names of folders; their paths if several folders have the same name."""
+    paths = [os.path.realpath(folder) for folder in folders]
+    names = [os.path.basename(path) for path in paths]
+    return names if len(set(names)) == len(set(paths)) else [str(folder) for folder in folders]

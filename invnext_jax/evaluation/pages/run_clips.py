@@ -22,7 +22,7 @@ from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.evaluation import pretrained, results_file, visualization
 from invnext_jax.evaluation.pages import clip_strips
-from invnext_jax.evaluation.pages.reported_run import ReportedRun
+from invnext_jax.evaluation.pages.reported_run import ReportedRun, make_titles
 from invnext_jax.stages import registry
 from invnext_jax.weights.model_sizes import check_sizes
 
@@ -104,16 +104,16 @@ def _draw_clips(runs, results, count: int, rules: AccessRules | None) -> dict[st
 
     add("Input", "The frames that the encoder receives.", video_bthwc)
     notes, first, maps = [], runs[0], []
-    for run in runs:
+    for run, title in zip(runs, make_titles(runs), strict=True):
         params, config = pretrained.load_params(run.folder)
         clips = _read_clips(config, manifest, count)[0]
         try:
-            for title, caption, videos in _stage_strips(config, params, clips):
-                add(title, caption, videos)
+            for name, caption, videos in _stage_strips(config, params, clips):
+                add(f"{title}: {name}", caption, videos)
         except UserError as error:
-            notes.append(f"{run.title}: no masks or reconstructions, because {error}.")
+            notes.append(f"{title}: no masks or reconstructions, because {error}.")
             logging.warning("%s", notes[-1])
-        maps.append((run.title, config, params["encoder"], clips))
+        maps.append((title, config, params["encoder"], clips))
     # The checkpoint is read first: its parameters are compared with the sizes in the config.
     untrained = pretrained.init_encoder(first.config, seed=first.config.seed)
     maps.insert(0, ("random initialization", first.config, untrained, video_bthwc))
@@ -138,11 +138,10 @@ FEATURES_CAPTION = (
 
 def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
     """Yields (title, caption, videos) for each strip of a stage; see `Stage.visualize`."""
-    stage = registry.find_stage(config)
-    for strip in stage.visualize(config, params, video_bthwc):
+    for strip in registry.find_stage(config).visualize(config, params, video_bthwc):
         draw = visualization.hide_patches if strip.hides_masked else visualization.outline_patches
         videos = list(map(draw, strip.video_bthwc, strip.visible_btyx))
-        yield f"{stage.title}: {strip.title}", strip.caption, videos
+        yield strip.title, strip.caption, videos
 
 
 def _read_clips(config: Any, manifest: Manifest, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.evaluation.pages.paired_differences import find_places, find_verdict
 from invnext_jax.evaluation.pages.report import render
+from invnext_jax.evaluation.pages.reported_run import name_folders
 from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.report import curves, table_text
@@ -49,6 +50,27 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
             "the permissions of its folder"
         ) from error
     return markdown
+
+
+def write_pages(
+    folders: Sequence[SweepFolder], out: str | Path
+) -> tuple[list[str], dict[str, str]]:
+    """Writes the tables of sweeps as pages next to the page `out`.
+
+    Returns:
+      The tables of each sweep as Markdown, and the file names of the pages by the name of the
+      sweep, or by its path if several sweeps have the same name.
+
+    Raises:
+      UserError: see `write_tables`.
+    """
+    names = name_folders([folder.path for folder in folders])
+    texts, links = [], {}
+    for number, (name, folder) in enumerate(zip(names, folders, strict=True), 1):
+        page = Path(out).with_suffix(f".sweep{number}.html")
+        texts.append(write_tables(folder, page))
+        links[name] = page.name
+    return texts, links
 
 
 def describe_sweep(

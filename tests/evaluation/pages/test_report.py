@@ -1,7 +1,9 @@
 """The report is self-contained, joins results, and refuses other folders."""
 
+import copy
 import json
 import re
+import shutil
 
 import flax.linen as nn
 import jax
@@ -14,7 +16,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained, results_file, tables
 from invnext_jax.evaluation.pages import report, run_clips
-from invnext_jax.evaluation.pages.reported_run import ReportedRun
+from invnext_jax.evaluation.pages.reported_run import ReportedRun, name_folders
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec
@@ -98,6 +100,44 @@ def test_page_is_self_contained(folder):
         assert text in page, text
     captions = (folder / "world" / "val.captions.jsonl").read_text().splitlines()
     assert json.loads(captions[1])["caption"] in page
+
+
+def test_strips_name_the_run_if_several_have_the_same_stage(folder):
+    (folder / "s2").mkdir()
+    shutil.copytree(folder / "s1", folder / "s2" / "s1")
+    for pair, names in (
+        (["s1", "s2/s1"], [str(folder / "s1"), str(folder / "s2" / "s1")]),
+        (["s1", "s3"], ["s1", "s3"]),
+    ):
+        if pair[1] == "s3":
+            shutil.move(folder / "s2" / "s1", folder / "s3")
+        runs = [ReportedRun(folder / n, run_record.read_run_record(n), []) for n in pair]
+        strips = run_clips.show_clips(runs, [], 1)["clips"][0]["strips"]
+        titles = [strip["title"] for strip in strips]
+        assert len(set(titles)) == len(titles)
+        for name in names:
+            assert f"Stage 1 ({name}): mask" in titles and f"Features, Stage 1 ({name})" in titles
+    page = report.write_report([folder / "s1", folder / "s3"], folder / "o.html", 0).read_text()
+    assert ">s1</span>" in page and ">s3</span>" in page
+
+
+def test_folders_with_equal_names_are_named_by_their_paths(tmp_path):
+    assert name_folders(["x/a", "y/b/"]) == ["a", "b"]
+    assert name_folders(["x/a", "y/a"]) == ["x/a", "y/a"]
+    assert name_folders(["x/a", "x/a"]) == ["a", "a"]
+
+
+def test_facts_are_those_of_the_clips_and_modules_of_the_run(folder):
+    record = run_record.read_run_record(folder / "s1")
+    facts = report.describe_facts(ReportedRun(folder / "s1", record, []))
+    assert facts["predictor"] == "1 modernbert layers"
+    config = copy.deepcopy(record["config"])
+    config["encoder"].update(size=64, patch=16)
+    config["data"].update(size=96)
+    config["loss"].update(pixels=0.0)
+    facts = report.describe_facts(ReportedRun(folder / "s1", {**record, "config": config}, []))
+    assert facts["clips"] == "2 frames of 96 px, 6 x 6 patches of 16 px"
+    assert "predictor" not in facts
 
 
 def test_a_run_without_evaluation_has_a_page_without_frames(folder):

@@ -12,6 +12,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.arms import Column
 from invnext_jax.sweeps.report import results as results_lib
+from invnext_jax.sweeps.report import sweep_page
 from invnext_jax.sweeps.report.results import collect_results
 from invnext_jax.sweeps.report.sweep_page import write_tables
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
@@ -192,6 +193,18 @@ def test_a_report_that_cannot_be_written_is_a_user_error(finished, tmp_path):
     out = tmp_path / "file/table.md"
     with pytest.raises(UserError, match=r"--report=.*table.md cannot be written \(.*: choose"):
         write_tables(finished, out)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [(("x/a", "y/b"), ("a", "b")), (("x/a", "y/a"), ("/tmp/x/a", "/tmp/y/a"))],
+)
+def test_each_of_several_sweeps_has_its_page_and_name(paths, names, monkeypatch):
+    monkeypatch.setattr(sweep_page, "write_tables", lambda folder, page: f"{folder.path} {page}")
+    folders = [SweepFolder(f"/tmp/{path}") for path in paths]
+    texts, links = sweep_page.write_pages(folders, "out/r.html")
+    assert texts == [f"/tmp/{path} out/r.sweep{i}.html" for i, path in enumerate(paths, 1)]
+    assert links == dict(zip(names, ("r.sweep1.html", "r.sweep2.html"), strict=True))
 
 
 def test_a_column_that_is_not_unique_is_a_user_error(finished):
