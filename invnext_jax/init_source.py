@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from invnext_jax import json_file
-from invnext_jax.checkpointing import reader, run_metadata, storage
+from invnext_jax.checkpointing import aborted_runs, reader, run_metadata, storage
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
@@ -58,9 +58,15 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
         with consensus.all_hosts_agree(f"the checkpoints in {path}"):
             if reason := reader.describe_missing(path):
                 raise _no_parameters(path, reason)
-        params, found, step, _ = reader.restore_run(path)
-        check_source(config, found, step)
-        return Source(params, step, found)
+        run = reader.restore_run(path)
+        if run.abort_reason:
+            folder = storage.open_path("config.init_from", path) / reader.CHECKPOINTS_FOLDER
+            raise UserError(
+                f"the run config.init_from={path} was aborted ({run.abort_reason}). "
+                f"{aborted_runs.describe_restart(folder)}"
+            )
+        check_source(config, run.config, run.step)
+        return Source(run.params, run.step, run.config)
     with consensus.all_hosts_agree(f"the weights {path}"):
         if published.is_published(path):
             imported = import_weights.read_video(open_checkpoint(path), path)

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from invnext_jax.checkpointing import aborted_runs
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.workdir import Records
 from invnext_jax.errors import NonFiniteError
@@ -169,7 +170,8 @@ def run_loop(
         # A save after a second abort would replace the checkpoint of the first abort.
         if not run.checkpointer.abort_reason:
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
-        raise
+        advice = aborted_runs.describe_restart(run.checkpointer.folder)
+        raise NonFiniteError(f"{error}. {advice}") from None
     run.records.copy()
     if run.step:
         run.checkpointer.finish(run.step, run.state, run.position, reporter.pop_score())

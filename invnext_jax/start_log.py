@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from invnext_jax import loop
-from invnext_jax.checkpointing import evaluated_videos, reader, run_metadata
+from invnext_jax.checkpointing import aborted_runs, evaluated_videos, reader, run_metadata
 from invnext_jax.monitoring import parameter_table
 from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.objectives import masks
@@ -52,7 +52,8 @@ def log_start(run: loop.Run) -> None:
         )
         _warn_of_changes(run)
     if reason := run.checkpointer.abort_reason:
-        log_on_process_0(f"this checkpoint was saved when the run was aborted: {reason}")
+        advice = aborted_runs.describe_restart(run.checkpointer.folder)
+        log_on_process_0(f"this checkpoint was saved when the run was aborted: {reason}. {advice}")
 
 
 def describe_clips(config: Any) -> str:

@@ -49,9 +49,9 @@ class Checkpointer:
     ):
         self._workdir, self.record = workdir, record
         self._folder = workdir.path / reader.CHECKPOINTS_FOLDER
-        self._scores = retention.BestScores(
-            config.checkpoint, self._folder, reader.finished_steps(self._folder)
-        )
+        saved = self._folder, reader.finished_steps(self._folder)
+        self._scores = retention.BestScores(config.checkpoint, *saved)
+        self._latest = retention.LatestApplied(config.checkpoint.keep_last, *saved)
         self._undeletable = retention.Undeletable(self._folder)
         with consensus.all_hosts_agree(f"the folder {self._folder}"):
             self._create_folder()
@@ -69,7 +69,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 create=False,
                 preservation_policy=retention.make_policy(
-                    config.checkpoint, self._scores, self._undeletable
+                    config.checkpoint, self._latest, self._scores, self._undeletable
                 ),
                 # With `active_processes`, the remaining barriers use the key-value store, which has
                 # a timeout, instead of the devices.
@@ -144,9 +144,12 @@ class Checkpointer:
             return
         self._pending_step, self._pending_abort_reason = step, abort_reason
         self._barrier = SaveBarrier(step)
+        skipped_in_row = int(state.skipped_in_row)
         meta = {**self.record, "step": step, "sums": True, "aborted": abort_reason}
+        meta["skipped_in_row"] = skipped_in_row
         try:
             self._scores.add(step, score)
+            self._latest.add(step, skipped_in_row)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from invnext_jax import regular_file
+from invnext_jax import regular_file, sanitize
 from invnext_jax.checkpointing import checksums, retention, run_metadata, storage
 from invnext_jax.checkpointing.checksums import (
     READ_ERRORS,
@@ -42,12 +42,14 @@ class RunParameters(NamedTuple):
       config: the run's config.
       step: step of the checkpoint that was read.
       damaged: steps of newer checkpoints that were skipped because they are damaged.
+      abort_reason: reason why the run was aborted when it saved the checkpoint, or "".
     """
 
     params: Any
     config: ml_collections.FrozenConfigDict
     step: int
     damaged: tuple[int, ...] = ()
+    abort_reason: str = ""
 
 
 def restore_params(path: str | pathlib.PurePath) -> tuple[Any, ml_collections.FrozenConfigDict]:
@@ -58,7 +60,9 @@ def restore_params(path: str | pathlib.PurePath) -> tuple[Any, ml_collections.Fr
 def restore_run(
     path: str | pathlib.PurePath, *, ema: bool = False, step: int | None = None
 ) -> RunParameters:
-    """Reads the parameters of a run's newest intact checkpoint. Warns if the run is not finished.
+    """Reads the parameters of a run's newest intact checkpoint.
+
+    Warns if the run is not finished or was aborted.
 
     Args:
       path: the run's workdir.
@@ -88,6 +92,7 @@ def restore_run(
                     _check_memory(checkpoint, ("step", field))
                     check_step(checkpoint)
                     found = _read_params(checkpoint, field, has_checksums)
+                    _warn_if_aborted(checkpoint, found.abort_reason)
                     if step is None:
                         _warn_if_unfinished(path, found)
                         _warn_of_better(path, folder, broadcast.value, found)
@@ -176,7 +181,23 @@ def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> R
             "also for config.init_from",
             workdir,
         )
-    return RunParameters(read_arrays(checkpoint, [field])[field], config, step)
+    params, reason = read_arrays(checkpoint, [field])[field], find_abort_reason(record)
+    return RunParameters(params, config, step, abort_reason=reason)
+
+
+def find_abort_reason(meta: Mapping[str, Any]) -> str:
+    """Returns the reason in a checkpoint's metadata as a short text; "" if there is none."""
+    reason = meta.get("aborted", "")
+    if not isinstance(reason, str):
+        return ""
+    return sanitize.for_display(sanitize.shorten(reason[: sanitize.MAX_MESSAGE]))
+
+
+def _warn_if_aborted(checkpoint: storage.Path, reason: str) -> None:
+    if reason:
+        logging.warning(
+            "the checkpoint %s was saved when its run was aborted: %s", checkpoint, reason
+        )
 
 
 def _warn_if_unfinished(path: str | pathlib.PurePath, found: RunParameters) -> None:

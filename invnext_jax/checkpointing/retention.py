@@ -1,7 +1,7 @@
 """Selects which checkpoints to keep: the latest, those of every Nth step, and the best ones."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -42,19 +42,53 @@ def unused_options(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 
 def make_policy(
-    config: ml_collections.ConfigDict, best: "BestScores", undeletable: "Undeletable"
+    config: ml_collections.ConfigDict,
+    latest: "LatestApplied",
+    best: "BestScores",
+    undeletable: "Undeletable",
 ) -> checkpoint_managers.PreservationPolicy:
     """Returns the policy that keeps a checkpoint if any rule keeps it.
 
     Args:
       config: `config.checkpoint`.
+      latest: the rule that keeps the last checkpoints.
       best: the rule that keeps the checkpoints with the best scores.
       undeletable: the rule that keeps the checkpoints that cannot be removed.
     """
-    policies = [checkpoint_managers.LatestN(config.keep_last), best, undeletable]
+    policies = [checkpoint_managers.LatestN(1), latest, best, undeletable]
     if config.keep_every_steps:
         policies.append(checkpoint_managers.EveryNSteps(config.keep_every_steps))
     return checkpoint_managers.AnyPreservationPolicy(policies)
+
+
+class LatestApplied(checkpoint_managers.PreservationPolicy):
+    """Keeps the last checkpoints whose step applied its update.
+
+    Those of skipped steps do not count, so that a run with non-finite losses keeps its checkpoints
+    from before the first skipped step.
+
+    Args:
+      keep_last: number of checkpoints to keep.
+      folder: the checkpoint folder.
+      steps: steps of the finished checkpoints in the folder, from earlier starts of the run.
+    """
+
+    def __init__(self, keep_last: int, folder: storage.Path, steps: Iterable[int]):
+        self._keep_last = keep_last
+        self._skipped = {step for step in steps if is_skipped(_read_meta(folder / str(step)))}
+
+    def add(self, step: int, skipped_in_row: int) -> None:
+        """Adds a checkpoint that is about to be saved."""
+        self._skipped.discard(step)
+        if skipped_in_row:
+            self._skipped.add(step)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns, for each checkpoint, whether it is one of the last ones."""
+        del context
+        steps = [info.step for info in checkpoints]
+        kept = sorted(set(steps) - self._skipped)[-self._keep_last :]
+        return [step in kept for step in steps]
 
 
 class BestScores(checkpoint_managers.PreservationPolicy):
@@ -136,11 +170,31 @@ class _ScoredCheckpoint(NamedTuple):
     metrics: dict[str, Any]
 
 
+def find_newest_applied(folder: storage.Path, steps: Iterable[int]) -> int | None:
+    """Returns the newest of these checkpoints whose step applied its update; None if none did."""
+    applied = (s for s in steps if not is_skipped(_read_meta(folder / str(s))))
+    return max(applied, default=None)
+
+
+def is_skipped(meta: Mapping[str, Any]) -> bool:
+    """Returns whether the step of a checkpoint was skipped, given the checkpoint's metadata."""
+    return bool(meta.get("skipped_in_row") or meta.get("aborted"))
+
+
+def _read_meta(path: storage.Path) -> dict[str, Any]:
+    """Returns the metadata of a finished checkpoint; {} if it is corrupt (`restore` reports it)."""
+    try:
+        meta = storage.read_json(path / "meta" / "metadata")
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
 def _read_score(path: storage.Path, metric: str) -> float | None:
     """Returns the score of a finished checkpoint, or None if it has no score for this metric."""
     try:
-        saved = storage.read_json(path / "meta" / "metadata")["score"]
+        saved = _read_meta(path)["score"]
         score = float(saved["value"]) if saved["metric"] == metric else math.nan
-    except (OSError, ValueError, KeyError, TypeError):  # a corrupt checkpoint; `restore` reports it
+    except (ValueError, KeyError, TypeError):  # corrupt
         return None
     return score if math.isfinite(score) else None

@@ -99,7 +99,7 @@ def load_weights(path: str | Path, ema: bool = False, step: int | None = None):
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
-        params, config, *source = reader.restore_run(path, ema=ema, step=step)
+        params, config, *source, _ = reader.restore_run(path, ema=ema, step=step)
         config = ml_collections.ConfigDict(config)
         _check_run(params, config, path)
     _require_encoder(params, path)

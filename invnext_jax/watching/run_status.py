@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invnext_jax import file_lock, sanitize
+from invnext_jax import file_lock
 from invnext_jax.checkpointing import reader
 from invnext_jax.checkpointing.workdir import LOCK
 from invnext_jax.monitoring import metrics_file
@@ -128,7 +128,5 @@ def _read_abort_reason(workdir: Path, step: int | None) -> str:
 def _parse_abort_reason(checkpoint: Path, _version: tuple[int, int, int] | None) -> str:
     """Returns the reason as a short text; "" if there is none. `_version` is that of the file."""
     with contextlib.suppress(OSError, ValueError):
-        reason = reader.read_json(checkpoint, "meta").get("aborted", "")
-        if isinstance(reason, str):
-            return sanitize.for_display(sanitize.shorten(reason[: sanitize.MAX_MESSAGE]))
+        return reader.find_abort_reason(reader.read_json(checkpoint, "meta"))
     return ""

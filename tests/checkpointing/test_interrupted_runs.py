@@ -11,6 +11,7 @@ import pytest
 from toy_run import assert_equal_runs
 
 from invnext_jax import train
+from invnext_jax.checkpointing import reader
 from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.monitoring import metrics_file
 
@@ -22,14 +23,37 @@ def test_abort_for_nonfinite_losses_saves_first_with_its_reason(
 ):
     toy_data.bad_batches = (2, 3, 4, 5, 6)
     for _ in range(2):  # the second abort keeps what was saved before the first one
-        with pytest.raises(NonFiniteError):
+        with pytest.raises(NonFiniteError, match="No checkpoint is from before the skipped steps"):
             train.train(toy_config, tmp_path / "run")
-    assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["3", "5"]
+    assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["5"]
     toy_data.bad_batches = ()
     train.train(toy_config, tmp_path / "run")
     assert "saved when the run was aborted: loss or gradient was not finite" in (
         capsys.readouterr().out
     )
+
+
+def test_checkpoints_from_before_the_skipped_steps_are_kept_and_named(
+    toy_config, toy_data, tmp_path, caplog
+):
+    run = tmp_path / "run"
+    toy_config.checkpoint.update(every_steps=1, keep_last=2)
+    toy_config.total_steps = 12
+    toy_data.bad_batches = (4, *range(7, 12))
+    toy_data.before_batch[8] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    train.train(toy_config, run)  # stops among the skipped steps
+    toy_data.before_batch.clear()
+    restart = rf"step 6; .*--checkpoint={run} --step=6 .* --config.init_from=FILE.safetensors"
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match=restart):
+            train.train(toy_config, run)
+        assert {"5", "6"} < set(os.listdir(run / "checkpoints"))
+    assert len(os.listdir(run / "checkpoints")) == 3
+    toy_config.init_from, toy_config.init_from_unfinished = str(run), True
+    with pytest.raises(UserError, match=rf"was aborted \(loss .* was not finite .*{restart}"):
+        train.train(toy_config, tmp_path / "next")
+    assert reader.restore_run(run).abort_reason.startswith("loss or gradient was not finite")
+    assert "was saved when its run was aborted: loss or gradient was not finite" in caplog.text
 
 
 def test_step_saved_at_an_abort_is_logged(toy_config, toy_data, tmp_path):

@@ -14,12 +14,15 @@ def make_config(**fields):
     return ml_collections.ConfigDict({**defaults, **fields})
 
 
-def kept_steps(config, scores):
+def kept_steps(config, scores, skipped=()):
     """Returns the steps that the policy keeps, given the score of each checkpoint."""
     best = retention.BestScores(config, folder=None, steps=())
     for step, score in scores.items():
         best.add(step, score)
-    policy = retention.make_policy(config, best, retention.Undeletable("/run"))
+    latest = retention.LatestApplied(config.keep_last, folder=None, steps=())
+    for step in skipped:
+        latest.add(step, skipped_in_row=1)
+    policy = retention.make_policy(config, latest, best, retention.Undeletable("/run"))
     checkpoints = [SimpleNamespace(step=step, metrics=None) for step in scores]
     answers = policy.should_preserve(checkpoints, context=None)
     return [step for step, keep in zip(scores, answers, strict=True) if keep]
@@ -61,6 +64,19 @@ def test_policy_agrees_with_its_definition_on_random_scores():
             keep_last=int(last), keep_every_steps=int(every), keep_best=int(best), best_mode=mode
         )
         assert kept_steps(config, scores) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "skipped", "kept"),
+    [
+        (2, (7,), [5, 6, 7]),  # the newest is always kept
+        (2, (5, 6, 7), [3, 4, 7]),
+        (2, (6,), [5, 7]),
+        (1, (1, 2, 3, 4, 5, 6, 7), [7]),
+    ],
+)
+def test_checkpoints_of_skipped_steps_do_not_replace_others(keep_last, skipped, kept):
+    assert kept_steps(make_config(keep_last=keep_last), SCORES, skipped) == kept
 
 
 def test_policy_of_no_checkpoints_is_empty():

@@ -22,10 +22,13 @@ def open_data(toy_data, seed=0):
 
 
 def make_state(abstract, step):
-    """Makes a state in which every value is the step number."""
-    return jax.tree.map(
-        lambda leaf: jax.device_put(np.full(leaf.shape, step, leaf.dtype), leaf.sharding), abstract
-    )
+    """Makes a state in which every value is the step number, and no step was skipped."""
+
+    def fill(leaf, value):
+        return jax.device_put(np.full(leaf.shape, value, leaf.dtype), leaf.sharding)
+
+    state = jax.tree.map(lambda leaf: fill(leaf, step), abstract)
+    return state.replace(skipped_in_row=fill(abstract.skipped_in_row, 0))
 
 
 @contextlib.contextmanager

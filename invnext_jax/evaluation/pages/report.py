@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax import atomic_file, regular_file
-from invnext_jax.checkpointing import run_record
+from invnext_jax.checkpointing import reader, run_record
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import results_file, tables
 from invnext_jax.evaluation.pages import charts, run_clips
@@ -109,6 +109,7 @@ def describe_facts(run: ReportedRun) -> dict[str, Any]:
     facts = {
         "variant": config.variant,
         "steps": f"{run.record['step']:,} of {config.total_steps:,}",
+        "aborted": reader.find_abort_reason(run.record),
         "epochs": _read_epochs(run.folder),
         "learning rate": f"{config.optimizer.learning_rate:.3g}, at the end "
         f"{config.optimizer.min_learning_rate:.3g}; {config.optimizer.warmup_steps:,} steps of "
