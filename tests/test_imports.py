@@ -172,7 +172,7 @@ LAYERS = {
     ],
     "checkpointing": [
         {"manager", "source_videos"},
-        {"restore", "save_barrier", "workdir", "run_record"},
+        {"restore", "save_barrier", "workdir", "run_record", "aborted_runs"},
         {"reader", "evaluated_videos"},
         {"run_metadata", "checksums", "retention", "save_errors", "video_digests"},
         {"git_hash", "storage", "frozen_hashes"},
