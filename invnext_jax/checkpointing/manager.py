@@ -17,7 +17,7 @@ from absl import logging
 from invnext_jax.checkpointing import checksums, reader, restore, retention, run_metadata, storage
 from invnext_jax.checkpointing.checksums import CorruptCheckpointError
 from invnext_jax.checkpointing.save_barrier import SAVE_ERRORS, SaveBarrier, defer_failures
-from invnext_jax.checkpointing.save_errors import describe_cause, suppress_tracebacks
+from invnext_jax.checkpointing.save_errors import describe_cause, first_problem, suppress_tracebacks
 from invnext_jax.checkpointing.workdir import BucketWorkdir, Workdir, check_rename
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
@@ -217,7 +217,7 @@ class Checkpointer:
         self._manager.reload()
 
     def _log_failure(self, step: int, problem: str) -> None:
-        self._last_problem = problem
+        problem = self._last_problem = first_problem(self._last_problem, problem)
         if jax.process_index() != 0:
             return
         logging.warning(
@@ -241,9 +241,9 @@ class Checkpointer:
             self.wait()
             if self.saved_step == step:
                 return
-        saved = self.saved_step
-        start = "No checkpoint exists; the run starts from step 0."
-        resume = start if saved is None else f"The same command continues from step {saved}."
+        resume = "No checkpoint exists; the run starts from step 0."
+        if self.saved_step is not None:
+            resume = f"The same command continues from step {self.saved_step}."
         raise UserError(
             f"step {step} could not be saved in {self._folder} ({self._last_problem}): free disk "
             f"space, or make the folder writable. {resume}"

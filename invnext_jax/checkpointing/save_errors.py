@@ -5,6 +5,7 @@ prints one for each write that ends after Orbax has given up. These obscure the 
 `describe_cause` finds.
 """
 
+import errno
 import functools
 import logging as standard_logging
 import os
@@ -34,6 +35,18 @@ def describe_cause(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return summarize_error(error)
+
+
+def first_problem(previous: str, problem: str) -> str:
+    """Returns why a save failed, if it may have failed because of the previous failed save.
+
+    Late writes of a failed save can create its folder again while the next save begins.
+
+    Args:
+      previous: description of the cause of the previous failed save; "" if there is none.
+      problem: description of the cause of this failed save.
+    """
+    return previous if previous and problem.startswith(os.strerror(errno.EEXIST)) else problem
 
 
 @functools.cache

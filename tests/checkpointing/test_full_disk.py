@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import orbax.checkpoint as ocp
 import pytest
 from processes import FAST_TO_COMPILE
 from toy_run import assert_equal_runs
@@ -92,6 +93,22 @@ def test_full_disk_reported_by_fsync_is_an_error_of_the_save(
     pattern = re.compile(r"step 3 could not be saved in \S+ \(No space left on device: ")
     assert any(map(pattern.match, caplog.messages))
     assert not list((tmp_path / "run").glob(".*.part"))
+
+
+def test_late_writes_of_a_failed_save_do_not_hide_its_cause(
+    toy_config, tmp_path, caplog, monkeypatch
+):
+    causes = [errno.EDQUOT] + [errno.EEXIST] * 9
+
+    def fail(self, step, *args, **options):
+        code = causes.pop(0)
+        raise OSError(code, os.strerror(code), f"{tmp_path}/{step}.orbax-checkpoint-tmp")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+    with pytest.raises(UserError, match=r"\(Disk quota exceeded: .*free disk space"):
+        train.train(toy_config, tmp_path / "run")
+    failed = [text for text in caplog.messages if "could not be saved" in text]
+    assert len(failed) >= 3 and all("(Disk quota exceeded" in text for text in failed)
 
 
 def test_metrics_held_back_by_a_full_disk_are_written_later(small_disk, caplog):
