@@ -59,9 +59,9 @@ def evaluate_checkpoint(
     Returns:
       The content of results.json: `rows` (see `Row.to_json`), `tokens` (statistics of the grid
       tokens), `clips` (see `clip_settings.read_settings`), `splits` and `notes` (see
-      `split_checks.SplitReport`), and the settings that are needed to repeat the evaluation. With
-      `config.steps`, they are those of the last step, and `steps` lists all of them; see
-      `results_file`.
+      `split_checks.SplitReport`), `checkpoint_notes` (those about the checkpoint), and the settings
+      that are needed to repeat the evaluation. With `config.steps`, they are those of the last
+      step, and `steps` lists all of them; see `results_file`.
 
     Raises:
       UserError: the checkpoint, an option, a manifest or a label is invalid, an option in
@@ -154,12 +154,24 @@ def _evaluate(
     code = {evaluator.name: registry.describe_source(evaluator, config) for evaluator in evaluators}
     parts = [data_key, checkpoint_key, code, list(config.evaluators), config.controls]
     key = hash_json([*parts, *predictor_keys.values()])
-    if results := results_file.read_cache(folder / RESULTS, key, folder):
+    about = {
+        "checkpoint": str(config.checkpoint),
+        "step": encoder.loaded.step if encoder.loaded and step is None else step,
+        "stage": stage,
+        "title": encoder.name,
+        "checkpoint_notes": [
+            *encoder.describe_damaged(config.checkpoint),
+            *clip_settings.compare_with_training(clips, encoder.loaded and encoder.loaded.config),
+        ],
+    }
+    results = results_file.read_cache(folder / RESULTS, key, folder)
+    if results and results_file.has_checkpoint(results, about):
         log_on_process_0(results_file.describe_reuse(folder / RESULTS, results))
         if "videos" not in results:  # of an older version; the key contains the same hashes
             results["videos"] = dict(dataset.video_digests)
             results_file.write(folder / RESULTS, results)
         return results
+    measured = results  # of the same weights under another name; its rows are read from their files
     results_file.warn_if_replaced(folder / RESULTS, str(config.checkpoint), key)
 
     splits = split_checks.SplitReport({}, [])
@@ -167,8 +179,7 @@ def _evaluate(
         names = [e.name for e in evaluators if registry.needs_manifests(e, config)]
         splits = split_checks.compare_splits(config, tasks, names)
     notes = [
-        *_describe_damaged(config.checkpoint, encoder),
-        *clip_settings.compare_with_training(clips, encoder.loaded and encoder.loaded.config),
+        *about["checkpoint_notes"],
         *splits.notes,
         *features.describe_poolings(encoder, config.poolings),
     ]
@@ -196,12 +207,9 @@ def _evaluate(
     results = {
         "format": results_file.FORMAT,
         "key": key,
-        "checkpoint": str(config.checkpoint),
-        "step": encoder.loaded.step if encoder.loaded and step is None else step,
+        **about,
         "manifests": dict(dataset.digests),
         "videos": dict(dataset.video_digests),
-        "stage": stage,
-        "title": encoder.name,
         "tasks": list(dict.fromkeys(row["task"] for m in measurements for row in m["rows"])),
         "rows": [row for measurement in measurements for row in measurement["rows"]],
         "tokens": {name: t for m in measurements for name, t in m["tokens"].items()},
@@ -213,6 +221,8 @@ def _evaluate(
         "run": run_metadata.describe_run(config, digests[0]),
         "seconds": time.perf_counter() - start,
     }
+    if measured:
+        results = results_file.keep_origin(results, measured)
     results_file.write(folder / RESULTS, results)
     return results
 
@@ -221,17 +231,6 @@ def _count_unreadable(measurements: Iterable[Mapping[str, Any]]) -> dict[str, di
     """Returns the largest number of unreadable videos of each split, as a field of `splits`."""
     counts = [measurement.get("unreadable", {}) for measurement in measurements]
     return {"unreadable": {split: max(c.get(split, 0) for c in counts) for split in SPLITS}}
-
-
-def _describe_damaged(checkpoint: str, encoder: FrozenEncoder) -> list[str]:
-    """Returns a note if newer checkpoints of a run are damaged and were skipped."""
-    if not encoder.loaded or not encoder.loaded.damaged:
-        return []
-    steps = ", ".join(map(str, encoder.loaded.damaged))
-    return [
-        f"{checkpoint} has damaged checkpoints, which were skipped (step {steps}), so that the "
-        f"checkpoint of step {encoder.loaded.step} is evaluated."
-    ]
 
 
 def _plan(evaluators, inputs, untrained, controls: bool):

@@ -117,6 +117,16 @@ class FrozenEncoder:
         params = {} if found is None else {"params": found.params}
         return json_file.hash_json([sections, frozen_hashes.hash_groups(params)])
 
+    def describe_damaged(self, checkpoint: str) -> list[str]:
+        """Returns a note if newer checkpoints of the run are damaged and were skipped."""
+        if not self.loaded or not self.loaded.damaged:
+            return []
+        steps = ", ".join(map(str, self.loaded.damaged))
+        return [
+            f"{checkpoint} has damaged checkpoints, which were skipped (step {steps}), so that the "
+            f"checkpoint of step {self.loaded.step} is evaluated."
+        ]
+
     def with_random_params(self, seed: int) -> "FrozenEncoder":
         """Returns the same encoder with random initialization, without its pool and predictor."""
         loaded = self.loaded and self.loaded._replace(pool=None, predictor=None)

@@ -34,6 +34,30 @@ def test_results_of_older_versions_get_the_hash_of_their_videos(folder, results,
     assert again == json.loads(path.read_text()) == json.loads(json.dumps(results))
 
 
+def test_the_same_weights_under_another_name_are_named_and_described(folder, tmp_path, monkeypatch):
+    params, about = export.open_export(folder / "encoder.safetensors")
+    about["config"]["data"]["frames"] = 8
+    changes = {"evaluators": ("knn",), "tasks": ("shape",), "controls": False}
+    export.write_export(tmp_path / "b.safetensors", params, about)
+    configs = [
+        get_config(folder, checkpoint=str(path), **changes)
+        for path in (folder / "encoder.safetensors", tmp_path / "b.safetensors")
+    ]
+    first = evaluate.evaluate_checkpoint(configs[0], tmp_path / "p")
+    monkeypatch.setattr(extraction, "run_extractor", None)
+    other = evaluate.evaluate_checkpoint(configs[1], tmp_path / "p")
+    assert other == json.loads((tmp_path / "p" / "results.json").read_text())
+    assert other["checkpoint"] == other["run"]["config"]["checkpoint"] == configs[1].checkpoint
+    assert [note for note in other["notes"] if note not in first["notes"]] == [
+        "The encoder was trained on clips of 8 frames of 16 x 16 pixels, sparse sampling, but "
+        "config.data.frames=4. The results depend on these options."
+    ]
+    for name in ("key", "rows", "seconds"):
+        assert other[name] == first[name]
+    again = evaluate.evaluate_checkpoint(configs[0], tmp_path / "p")
+    assert again == json.loads(json.dumps(first))
+
+
 def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monkeypatch, capsys):
     shutil.copytree(folder / "p", tmp_path / "p")
     config = get_config(folder, checkpoint=str(tmp_path / "other.safetensors"))
