@@ -165,7 +165,7 @@ def _evaluate(
         ],
     }
     results = results_file.read_cache(folder / RESULTS, key, folder)
-    if results and results_file.has_checkpoint(results, about):
+    if results and all(results.get(name, value) == value for name, value in about.items()):
         log_on_process_0(results_file.describe_reuse(folder / RESULTS, results))
         if "videos" not in results:  # of an older version; the key contains the same hashes
             results["videos"] = dict(dataset.video_digests)

@@ -255,14 +255,6 @@ def _find_damaged(folder: Path, results: Mapping[str, Any]) -> str:
     return name if name and nearest_neighbors.read_nearest_videos(folder / name) is None else ""
 
 
-def has_checkpoint(results: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
-    """Returns whether results have these facts of their checkpoint; missing ones are not compared.
-
-    The same weights may be in several runs and exports, whose names, steps and clips differ.
-    """
-    return all(results.get(name, value) == value for name, value in about.items())
-
-
 def keep_origin(results: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Returns results with the time, the code and the versions of those whose rows they have."""
     run = {**results["run"], **measured.get("run", {}), "config": results["run"]["config"]}
