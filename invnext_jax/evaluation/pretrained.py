@@ -214,8 +214,7 @@ def load_frozen(path: str | Path, *, ema: bool = False, step: int | None = None)
         if model_type in imported_encoders.KIND_OF_MODEL_TYPE:
             _check_run_options(path, ema, step)
             return imported_encoders.read_folder(open_checkpoint(path), path)
-        # A run's config.json has no `model_type`; InternVideo-Next's has one of the other fields.
-        if "model_type" in content and content.keys().isdisjoint(("model_config", "embed_dim")):
+        if published.is_other_model(content):
             known = ", ".join(imported_encoders.KIND_OF_MODEL_TYPE)
             raise UserError(
                 f"{folder_config} has model_type={model_type!r}, but an encoder must be a "

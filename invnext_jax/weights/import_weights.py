@@ -211,7 +211,6 @@ def read_text_tower(checkpoint: Checkpoint, source: str | Path) -> ImportedWeigh
 
 def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
     """Reads a video encoder in the published format, and all other parts in the file."""
-    pixel_stats.check_pixel_stats(Path(source), "InternVideo-Next", (IMAGENET_MEAN, IMAGENET_STD))
     with config_errors(source):
         content = _require_config(checkpoint, source)
         config = ml_collections.ConfigDict(
@@ -224,6 +223,7 @@ def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
         check_sizes(config.encoder.to_dict(), str(source), _count_values(checkpoint))
         parts = extra["parts"] if config.stage else ("encoder", "pool")
         expected = part_shapes(config, parts)
+    pixel_stats.check_pixel_stats(Path(source), "InternVideo-Next", (IMAGENET_MEAN, IMAGENET_STD))
     tensors = published.to_pretraining_names(checkpoint.tensors)
     tree = match.read_tree(tensors, expected, reference.PRETRAINING, str(source))
     return ImportedWeights(tree, config.to_dict())

@@ -50,6 +50,12 @@ def model_config(encoder: Any) -> dict[str, Any]:
     }
 
 
+def is_other_model(config: Mapping[str, Any]) -> bool:
+    """Returns whether config.json describes a model that is not an InternVideo-Next encoder."""
+    # A run's config.json has no `model_type`; InternVideo-Next's has one of the other fields.
+    return "model_type" in config and config.keys().isdisjoint(("model_config", "embed_dim"))
+
+
 def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Converts config.json to the fields of `config.encoder`; inverts `model_config`.
 
@@ -58,8 +64,14 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
       source: origin of the file, for the error message.
 
     Raises:
-      UserError: a size is missing, not a number or not supported.
+      UserError: the model is another one, or a size is missing, not a number or not supported.
     """
+    if is_other_model(config):
+        raise UserError(
+            f"the config.json of {source} has model_type={str(config['model_type'])[:60]!r}, which "
+            "is not an InternVideo-Next encoder and cannot initialize a run: use a published "
+            "InternVideo-Next encoder, a run or an export"
+        )
     sizes = config.get("model_config", config)
     if not isinstance(sizes, Mapping):
         raise UserError(

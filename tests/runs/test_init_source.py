@@ -5,6 +5,7 @@ import json
 import ml_collections
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from configs import adapt, common, stage1, stage2
 from invnext_jax import init_source
@@ -122,6 +123,20 @@ def test_published_encoders_of_other_sizes_have_no_variant(tmp_path, capsys):
     assert printed == (
         f"config.encoder.drop_path=0.1 is not from {tmp_path / 'a'}, which does not contain it\n"
     )
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+@pytest.mark.parametrize("model_type", ["videomae", "siglip"])
+def test_folders_of_other_models_cannot_initialize_a_run(model_type, sizes, config, tmp_path):
+    content = {"model_type": model_type, "hidden_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    half = [0.5, 0.5, 0.5]  # the pixel statistics of SigLIP
+    statistics = json.dumps({"image_mean": half, "image_std": half})
+    (tmp_path / "preprocessor_config.json").write_text(statistics)
+    config.update(init_from=str(tmp_path), init_sizes=sizes)
+    with pytest.raises(UserError, match=f"model_type='{model_type}', .* cannot initialize a run"):
+        init_source.copy_sizes(config, ()) if sizes else init_source.read_source(config)
 
 
 def test_sections_that_the_source_did_not_use_are_described():

@@ -96,6 +96,9 @@ def test_invalid_kinds_and_configs_are_errors(published, tmp_path):
     with pytest.raises(UserError, match="tubelet_size=2, but only 1 is supported"):
         import_weights.import_weights("internvideo_next", published, out)
     (published / "config.json").write_text('{"model_type": "bert", "hidden_size": 3}')
+    with pytest.raises(UserError, match=r"model_type='bert', which is not an InternVideo-Next"):
+        import_weights.import_weights("internvideo_next", published, out)
+    (published / "config.json").write_text('{"hidden_size": 3}')
     with pytest.raises(UserError, match=r"lacks embed_dim, depth, num_heads"):
         import_weights.import_weights("internvideo_next", published, out)
     (published / "config.json").unlink()
@@ -192,7 +195,7 @@ def test_file_of_another_model_is_refused(folders, tmp_path):
     for kind, other in (("siglip2", "clip"), ("dinov2", "modernbert"), ("modernbert", "siglip2")):
         with pytest.raises(UserError, match=r"model_type"):
             import_weights.import_weights(kind, folders[other], tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="lacks embed_dim"):
+    with pytest.raises(UserError, match="is not an InternVideo-Next encoder"):
         import_weights.import_weights(
             "internvideo_next", folders["clip"], tmp_path / "a.safetensors"
         )
