@@ -135,3 +135,20 @@ def check_depth(value: Any, limit: int, source: str, advice: str) -> None:
         if not parts:
             return
     raise UserError(f"{source} is nested too deeply: {advice}")
+
+
+def check_names(tree: Mapping[str, Any], limit: int, source: str, advice: str) -> None:
+    """Checks the total length of the dotted names of all values of nested objects.
+
+    Raises:
+      UserError: they have more than `limit` characters.
+    """
+    total, parts = 0, [(0, tree)]
+    while parts and total <= limit:
+        length, part = parts.pop()
+        for name, value in part.items():
+            total += length + len(name) + 1
+            if isinstance(value, dict):
+                parts.append((length + len(name) + 1, value))
+    if total > limit:
+        raise UserError(f"{source} has too many or too long names: {advice}")

@@ -33,6 +33,7 @@ MAX_ROWS = 2000  # the time to make a page may grow with the square of the numbe
 MAX_SIZE = 4096  # maximum number of frames, and of pixels of a side, of a clip
 MAX_PIXELS = 2**28  # of all frames of a clip, which pages may show
 MAX_PATH = 4096  # maximum number of characters of a path
+MAX_NAMES = 2**20  # characters of the dotted names of all options; a config has about 10,000
 MAX_DEPTH = 64  # of nested objects and lists; run.config has fewer than 40
 _ADVICE = "run launch/evaluate.py again"
 
@@ -161,6 +162,7 @@ def _check_results(results: Mapping[str, Any], path: Path) -> None:
             _check_fields(source, _SOURCE, f"{path}: clips.by_source.", _SOURCE)
     config = results.get("run", {}).get("config", {})
     _check_fields({"config": config}, {"config": _OBJECT}, f"{path}: run.")
+    field_checks.check_names(config, MAX_NAMES, f"{path}: run.config", _ADVICE)
     data = config.get("data", {})
     _check_fields({"data": data}, {"data": _OBJECT}, f"{path}: run.config.")
     _check_fields(data, _SIZES, f"{path}: run.config.data.")

@@ -76,6 +76,7 @@ ROW = {
             for name in ("frames", "size", "short_side")
             for value in (4097, 10**12, -1, 1.5, "x", True, None)
         ),
+        ({"run": {"config": {"n" * 2**19: {"a": 1, "b": 2}}}}, "run.config has too many"),
         (
             {"run": {"config": {"data": {"frames": 4096, "size": 257}}}},
             "clips of run.config.data have too many pixels",

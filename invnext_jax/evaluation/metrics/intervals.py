@@ -15,6 +15,7 @@ from scipy import special
 REPLICATES = 2000
 LEVEL = 0.95
 CHUNK = 2**24  # number of resampled values that are held in memory at once
+CLASS_CHUNK = 2**20  # the same for the means over classes, which need more memory
 
 
 class Interval(NamedTuple):
@@ -192,16 +193,23 @@ def _weighted_mean(scores_b: np.ndarray, weights_b: np.ndarray) -> Callable:
 
 def _class_mean(scores_b: np.ndarray, classes_b: np.ndarray) -> Callable:
     """Returns the function from row numbers [r b] to the class means [r] of these rows."""
-    _, class_b = np.unique(classes_b, return_inverse=True)
+    found_c, class_b = np.unique(classes_b, return_inverse=True)
     scores_b = np.asarray(scores_b, np.float64)
+    classes = len(found_c)
+
+    def average(rows_rb: np.ndarray) -> np.ndarray:
+        replicates = len(rows_rb)
+        cells = (class_b[rows_rb] + classes * np.arange(replicates)[:, None]).ravel()
+        count_rc, sum_rc = (
+            np.bincount(cells, weights, replicates * classes).reshape(replicates, classes)
+            for weights in (None, scores_b[rows_rb].ravel())
+        )
+        return (sum_rc / np.maximum(count_rc, 1)).sum(axis=1) / (count_rc > 0).sum(axis=1)
 
     def mean(rows_rb: np.ndarray) -> np.ndarray:
-        found = []
-        for rows_b in rows_rb:
-            count_c = np.bincount(class_b[rows_b])
-            sum_c = np.bincount(class_b[rows_b], scores_b[rows_b])
-            found.append(np.mean(sum_c[count_c > 0] / count_c[count_c > 0]))
-        return np.array(found)
+        step = max(1, CLASS_CHUNK // len(scores_b))
+        parts = [average(rows_rb[n : n + step]) for n in range(0, len(rows_rb), step)]
+        return np.concatenate(parts)
 
     return mean
 

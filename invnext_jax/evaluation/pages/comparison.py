@@ -11,6 +11,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import clip_settings, results_file
 from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.evaluation.pages import (
+    class_differences,
     clip_strips,
     data_notes,
     examples,
@@ -68,7 +69,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
             *data_notes.find_notes(evaluations),
             *learning_curves.find_left_out(runs, protocols),
         ],
-        max_classes=paired_differences.MAX_CLASSES,
+        max_classes=class_differences.MAX_CLASSES,
         least_videos=paired_differences.LEAST_VIDEOS,
     )
     atomic_file.write_text(out, page)
@@ -129,7 +130,7 @@ def make_table(evaluations: Sequence[Evaluation], protocol: Protocol) -> dict[st
 
     Returns:
       `title`, `metric`, `tasks`, `rows` (each with `title`, `is_encoder` and `cells` by task),
-      `differences` from the first evaluation, and `classes` (see `compare_classes`).
+      `differences` from the first evaluation, and `classes` (see `class_differences`).
     """
     form = find_format(protocol.metric)
     found = [(evaluation, evaluation.find_rows(protocol)) for evaluation in evaluations]
@@ -157,7 +158,7 @@ def make_table(evaluations: Sequence[Evaluation], protocol: Protocol) -> dict[st
         "classes": [
             table
             for task in tasks
-            if (table := paired_differences.compare_classes(pairs, task, form)) is not None
+            if (table := class_differences.compare_classes(pairs, task, form)) is not None
         ],
     }
 

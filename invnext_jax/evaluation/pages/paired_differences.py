@@ -1,9 +1,7 @@
-"""Paired differences of evaluations, over all held-out videos and for each class.
+"""Paired differences of evaluations, over all held-out videos.
 
 All encoders of a comparison are measured on the same held-out videos. Intervals are bootstrapped
 over videos, with the same videos for both encoders.
-
-Shape key: b videos.
 """
 
 import dataclasses
@@ -13,23 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import logging
 
 from invnext_jax.evaluation import results_file, video_scores
 from invnext_jax.evaluation.metrics import intervals
 from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
-from invnext_jax.evaluation.pages import row_options, video_labels
+from invnext_jax.evaluation.pages import row_options
 
-MAX_CLASSES = 20  # maximum number of rows of a table of classes
 # If the differences of at least 6 videos have the same sign by chance, p = 0.03 (sign test).
 LEAST_VIDEOS = 6
 OTHER_OPTIONS = "other options"  # verdict if the options of two rows differ
 # Limits of the time for a page, because results may come from an untrusted source.
 MAX_READ = 2**24  # scores that are read of an evaluation
 MAX_RESAMPLED = 2**27  # scores that are drawn for an interval; at least 100 resamples are drawn
-MAX_COMPARED = 2**29  # scores that are selected for a table of classes
+MAX_COMPARED = 2**16  # intervals of classes of an evaluation
 
 
 class Protocol(NamedTuple):
@@ -104,6 +100,16 @@ class Evaluation:
             )
         return scores
 
+    def add_classes(self, number: int) -> bool:
+        """Counts intervals of classes; returns False if there are more than `MAX_COMPARED`."""
+        self._classes[0] += number
+        return self._classes[0] <= MAX_COMPARED
+
+    @functools.cached_property
+    def _classes(self) -> list[int]:
+        """The number of intervals of classes."""
+        return [0]
+
     @functools.cached_property
     def _read(self) -> list[int]:
         """The number of scores that were read."""
@@ -166,7 +172,7 @@ def read_pair(first: MeasuredRow, second: MeasuredRow) -> ScorePair | None:
     return None if None in scores else scores
 
 
-def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> Interval | None:
+def find_interval(pair: ScorePair | None) -> Interval | None:
     """Returns the interval of second - first; None if too few videos have both scores.
 
     The least number of videos is `LEAST_VIDEOS`.
@@ -176,12 +182,9 @@ def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> 
 
     Args:
       pair: scores of the first and the second encoder.
-      index_b: int rows of the manifest to which the comparison is restricted; None for all.
     """
     if pair is None:
         return None
-    if index_b is not None:
-        pair = tuple(_select(scores, index_b) for scores in pair)
     rows, values, weights, _, classes = zip(*pair, strict=True)
     classes = None if any(class_b is None for class_b in classes) else classes
     most = max(100, MAX_RESAMPLED // max(1, len(rows[0])))
@@ -191,11 +194,6 @@ def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> 
     except ValueError:  # no video in common
         return None
     return None if math.isnan(interval.low) or interval.n < LEAST_VIDEOS else interval
-
-
-def _select(scores: video_scores.VideoScores, index_b: np.ndarray) -> video_scores.VideoScores:
-    chosen_b = np.isin(scores.index_b, index_b)
-    return video_scores.VideoScores(*(x if x is None else x[chosen_b] for x in scores))
 
 
 def make_differences(pairs, tasks: Sequence[str], form: MetricFormat) -> list[dict]:
@@ -224,7 +222,7 @@ def make_differences(pairs, tasks: Sequence[str], form: MetricFormat) -> list[di
         {
             "title": title,
             "task": task,
-            **_write_interval(interval, form, comparable),
+            **write_interval(interval, form, comparable),
             "places": find_places(interval.value, interval.low, interval.high, limit),
         }
         for title, task, comparable, interval in found
@@ -246,50 +244,10 @@ def find_verdict(value: float, low: float, high: float, form: MetricFormat) -> s
     return "better" if (value > 0) == form.higher_is_better else "worse"
 
 
-def _write_interval(interval: Interval, form: MetricFormat, comparable: bool) -> dict[str, Any]:
+def write_interval(interval: Interval, form: MetricFormat, comparable: bool) -> dict[str, Any]:
     """Returns the difference, the interval and the verdict as text."""
     verdict = find_verdict(interval.value, interval.low, interval.high, form)
     verdict = verdict if comparable else OTHER_OPTIONS
     numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
     texts = {name: form.write_difference(value) for name, value in numbers.items()}
     return {**texts, "verdict": verdict, "n": interval.n}
-
-
-def compare_classes(pairs, task: str, form: MetricFormat) -> dict[str, Any] | None:
-    """Compares evaluations for each class, and returns the classes with the largest differences.
-
-    Args:
-      pairs: see `make_differences`.
-      task: a task with a label column in the held-out manifest.
-      form: format of the metric.
-
-    Returns:
-      `task` and `rows`, at most `MAX_CLASSES`; None if the manifest cannot be read, or has no
-      labels for the task.
-    """
-    pairs = [
-        ((first, a[task]), (other, b[task]))
-        for (first, a), (other, b) in pairs
-        if task in a and task in b
-    ]
-    if not pairs:
-        return None
-    first, row = pairs[0][0]
-    labels = video_labels.read_labels(first.results, "val", [task], row).get(task)
-    if labels is None:
-        return None
-    rows = []
-    for first, other in pairs:
-        scores = read_pair(first, other)
-        found = np.unique(labels.labels_b[labels.labels_b >= 0]).tolist()
-        if scores is None or len(found) * len(scores[0].index_b) > MAX_COMPARED:
-            continue
-        for label in found:
-            interval = find_interval(scores, np.flatnonzero(labels.labels_b == label))
-            if interval and interval.value:
-                name = labels.name_class(label)
-                written = _write_interval(interval, form, same_options(first, other))
-                written |= {"title": other[0].title, "name": name}
-                rows.append((abs(interval.value), written))
-    rows.sort(key=lambda row: -row[0])
-    return {"task": task, "rows": [row for _, row in rows[:MAX_CLASSES]]} if rows else None

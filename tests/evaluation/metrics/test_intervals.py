@@ -118,3 +118,15 @@ def test_weighted_pairs_compare_ratios_of_sums():
     assert intervals.paired_difference(scores, rows, weights).value == pytest.approx(0.75)
     with pytest.raises(ValueError, match="in common"):
         intervals.paired_difference(scores, (rows[0], rows[1] + 20))
+
+
+def test_class_means_are_those_of_the_classes_of_each_replicate(monkeypatch):
+    monkeypatch.setattr(intervals, "CLASS_CHUNK", 50)
+    rng = np.random.default_rng(0)
+    score_b, class_b = rng.random(12), rng.integers(4, size=12) * 10
+    rows_rb = rng.integers(12, size=(30, 12))
+    expected = [
+        np.mean([score_b[rows][class_b[rows] == n].mean() for n in set(class_b[rows].tolist())])
+        for rows in rows_rb
+    ]
+    np.testing.assert_allclose(intervals._class_mean(score_b, class_b)(rows_rb), expected)

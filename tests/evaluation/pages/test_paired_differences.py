@@ -5,9 +5,15 @@ import pytest
 
 from invnext_jax.evaluation import video_scores
 from invnext_jax.evaluation.metrics.formats import find_format
-from invnext_jax.evaluation.pages import paired_differences, row_options, video_labels
+from invnext_jax.evaluation.pages import (
+    class_differences,
+    paired_differences,
+    row_options,
+    video_labels,
+)
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
 from invnext_jax.evaluation.pages.video_labels import VideoLabels
+from invnext_jax.evaluation.video_scores import VideoScores
 
 VIDEOS = 20
 ROW = {"scores": {"file": "scores.npz", "row": 0}, "evaluator": "knn", "task": "color"}
@@ -39,7 +45,9 @@ def test_no_scores_are_read_beyond_the_limit(evaluations, monkeypatch, caplog):
 
 @pytest.mark.parametrize(("videos", "has_interval"), [(5, False), (6, True)])
 def test_a_difference_of_few_videos_has_no_interval(videos, has_interval, evaluations):
-    interval = paired_differences.find_interval(read_pair(evaluations), np.arange(videos))
+    first, second = read_pair(evaluations)
+    first = VideoScores(*(x if x is None else x[:videos] for x in first))
+    interval = paired_differences.find_interval((first, second))
     assert (interval is not None) == has_interval
 
 
@@ -57,13 +65,13 @@ def test_many_videos_are_resampled_less_often(evaluations, monkeypatch):
     assert numbers == [2000, 500, 100]
 
 
-@pytest.mark.parametrize(("limit", "has_table"), [(2 * VIDEOS, True), (2 * VIDEOS - 1, False)])
+@pytest.mark.parametrize(("limit", "has_table"), [(2, True), (1, False)])
 def test_too_many_classes_are_not_compared(limit, has_table, evaluations, monkeypatch):
     labels = VideoLabels(np.arange(VIDEOS) % 2, {})
     monkeypatch.setattr(video_labels, "read_labels", lambda *_: {"color": labels})
     monkeypatch.setattr(paired_differences, "MAX_COMPARED", limit)
     pairs = [tuple((evaluation, {"color": ROW}) for evaluation in evaluations)]
-    table = paired_differences.compare_classes(pairs, "color", find_format("top1"))
+    table = class_differences.compare_classes(pairs, "color", find_format("top1"))
     assert (table is not None) == has_table
 
 
@@ -76,3 +84,20 @@ def test_unknown_evaluators_share_their_options():
         row["evaluator"]: row_options.find_options(results, row["evaluator"]) for row in rows
     }
     assert found["a"] != found["knn"]
+
+
+def test_classes_of_few_videos_are_not_resampled(evaluations, monkeypatch):
+    """Classes have 14, 5 and 1 scored videos; the manifest has other videos without scores."""
+    labels = VideoLabels(np.array([0] * 14 + [1] * 5 + [2] + [3] * 50), {})
+    monkeypatch.setattr(video_labels, "read_labels", lambda *_: {"color": labels})
+    sizes, resample = [], paired_differences.paired_difference
+
+    def paired_difference(values, *arguments, **options):
+        sizes.append(len(values[0]))
+        return resample(values, *arguments, **options)
+
+    monkeypatch.setattr(paired_differences, "paired_difference", paired_difference)
+    pairs = [tuple((evaluation, {"color": ROW}) for evaluation in evaluations)]
+    table = class_differences.compare_classes(pairs, "color", find_format("top1"))
+    assert sizes == [14]
+    assert [(row["name"], row["n"]) for row in table["rows"]] == [("0", 14)]
