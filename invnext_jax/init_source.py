@@ -4,17 +4,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax
 import ml_collections
 
 from invnext_jax import json_file
-from invnext_jax.checkpointing import aborted_runs, reader, run_metadata, storage
+from invnext_jax.checkpointing import aborted_runs, frozen_hashes, reader, run_metadata, storage
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.stages import registry
 from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.export import config_mismatches
-from invnext_jax.weights.files import open_checkpoint
+from invnext_jax.weights.files import LazyTensor, open_checkpoint
 
 # Options that `copy_sizes` copies. The data options are copied only from runs and exports.
 _SECTIONS = ("encoder", "predictor", "decoder", "teacher")
@@ -79,6 +80,22 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
             check_source(config, found, None)
         params = match.read_matching(params, import_weights.part_shapes(config))
     return Source(params, step, found)
+
+
+def hash_groups(config: ml_collections.ConfigDict, source: Source) -> dict[str, str]:
+    """Returns the SHA-256 of each group of parameters that the run may take from the source.
+
+    Tensors that were not read, because they do not fit the model, are left out.
+    """
+    groups = source.params or {}
+    names = [name for name in config.init_parts or groups if name in groups]
+    flat = {name: flax.traverse_util.flatten_dict(groups[name], sep="/") for name in names}
+    return frozen_hashes.hash_groups(
+        {
+            name: {path: leaf for path, leaf in tree.items() if not isinstance(leaf, LazyTensor)}
+            for name, tree in flat.items()
+        }
+    )
 
 
 def check_source(

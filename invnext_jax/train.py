@@ -139,7 +139,7 @@ def prepare(
     with consensus.all_hosts_agree("the frozen parameters"):
         frozen = stage.init_frozen(config, source.params)
         initialization.check_fit(config, frozen, mesh_lib.unbox(stage.abstract_frozen(config)))
-        hashes = frozen_hashes.hash_groups(frozen)
+        hashes = frozen_hashes.hash_groups(frozen), init_source.hash_groups(config, source)
     record = _describe_run(config, dataset, evaluated, source.step, hashes)
     checkpointer = manager_lib.Checkpointer(locked_workdir, config, record)
     stack.callback(checkpointer.close)
@@ -196,18 +196,18 @@ def _describe_run(
     dataset: Any,
     evaluated: manifest.Manifest | None,
     step: int | None,
-    hashes: dict[str, str],
+    hashes: tuple[dict[str, str], dict[str, str]],
 ) -> dict[str, Any]:
     """Checks that all processes have the same metadata as process 0, and returns it.
 
     `evaluated` is the result of `online_evaluation.read_manifest`; `step` and `hashes` are
-    `init_from_step` and `frozen_sha256` of `run_metadata.describe_run`.
+    `init_from_step`, `frozen_sha256` and `init_from_sha256` of `run_metadata.describe_run`.
     """
     with consensus.all_hosts_agree("reading the manifests") as broadcast:
         digest = manifest.hash_manifests(config.data.manifest)
         videos = video_digests.sample_digests(dataset.manifest, config.data.clip_seconds)
         evaluation = evaluated_videos.identify(config, evaluated)
-        record = run_metadata.describe_run(config, digest, step, hashes, videos, evaluation)
+        record = run_metadata.describe_run(config, digest, step, *hashes, videos, evaluation)
         broadcast.value = own = {**record, "init_from_step": None}
     with consensus.all_hosts_agree("comparing configs"):
         if changed := run_metadata.config_differences(

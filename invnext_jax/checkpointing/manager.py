@@ -148,7 +148,7 @@ class Checkpointer:
         meta = {**self.record, "step": step, "sums": True, "aborted": abort_reason}
         meta["skipped_in_row"] = skipped_in_row
         try:
-            self._scores.add(step, score)
+            self._scores.add(step, score, meta)
             self._latest.add(step, skipped_in_row)
             self._manager.save(
                 step,

@@ -1,5 +1,6 @@
 """Selects which checkpoints to keep: the latest, those of every Nth step, and the best ones."""
 
+import collections
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -98,6 +99,8 @@ class BestScores(checkpoint_managers.PreservationPolicy):
     the score and the name of its metric in the item `meta` instead, so this class reads the scores.
     `BestN` keeps all checkpoints while there are at most n, even those without a score, so only
     checkpoints with a score are passed to it. Among equal scores, the earliest step is the best.
+    Scores of `config.eval` on different videos are not compared: the best checkpoints of each
+    evaluation are kept.
 
     Args:
       config: `config.checkpoint`.
@@ -109,20 +112,42 @@ class BestScores(checkpoint_managers.PreservationPolicy):
         self, config: ml_collections.ConfigDict, folder: storage.Path, steps: Iterable[int]
     ):
         self._metric, self._sign = config.best_metric, -1 if config.best_mode == "min" else 1
-        self._scores = {step: _read_score(folder / str(step), config.best_metric) for step in steps}
+        self._scores: dict[int, float | None] = {}
+        self._starts: dict[int, int] = {}  # step after which the evaluated videos are used
+        for step in steps:
+            self._add_saved(step, _read_meta(folder / str(step)))
         self._best = checkpoint_managers.BestN(
             get_metric_fn=lambda score: (self._sign * score["value"], -score["step"]),
             n=config.keep_best,
         )
 
     def find_best(self) -> tuple[int, float] | None:
-        """Returns the step and the score of the best checkpoint; None if none has a score."""
-        scored = [(step, score) for step, score in self._scores.items() if score is not None]
+        """Returns the step and the score of the best checkpoint; None if none has a score.
+
+        Checkpoints whose scores cannot be compared with that of the newest one are left out.
+        """
+        newest = self._starts[max(self._scores)] if self._scores else 0
+        comparable = [step for step, start in self._starts.items() if start == newest]
+        scored = [(s, self._scores[s]) for s in comparable if self._scores[s] is not None]
         return max(scored, key=lambda pair: (self._sign * pair[1], -pair[0]), default=None)
 
-    def add(self, step: int, score: float | None) -> None:
-        """Adds the score of a checkpoint that is about to be saved, or None if it has no score."""
+    def add(self, step: int, score: float | None, meta: Mapping[str, Any]) -> None:
+        """Adds a checkpoint that is about to be saved.
+
+        Args:
+          step: the step of the checkpoint.
+          score: its score, or None if it has no score.
+          meta: its metadata, see `run_metadata.describe_run`.
+        """
         self._scores[step] = score
+        is_evaluation = self._metric.startswith("eval/")
+        self._starts[step] = meta["evaluation"].get("since_step", 0) if is_evaluation else 0
+
+    def _add_saved(self, step: int, meta: dict[str, Any]) -> None:
+        try:
+            self.add(step, _find_score(meta, self._metric), {"evaluation": {}, **meta})
+        except (TypeError, AttributeError):  # corrupt
+            self._scores[step], self._starts[step] = None, 0
 
     def to_json(self, step: int) -> dict[str, Any]:
         """Returns the JSON-compatible form of the score that is saved with the checkpoint."""
@@ -131,13 +156,15 @@ class BestScores(checkpoint_managers.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Returns, for each checkpoint, whether it is one of the best."""
         steps = [info.step for info in checkpoints]
-        scored = [
-            _ScoredCheckpoint(step, {"step": step, "value": self._scores[step]})
-            for step in steps
-            if self._scores.get(step) is not None
-        ]
-        kept = self._best.should_preserve(scored, context=context)
-        best = {info.step for info, keep in zip(scored, kept, strict=True) if keep}
+        comparable = collections.defaultdict(list)
+        for step in steps:
+            if (score := self._scores.get(step)) is not None:
+                scored = _ScoredCheckpoint(step, {"step": step, "value": score})
+                comparable[self._starts[step]].append(scored)
+        best = set()
+        for scored in comparable.values():
+            kept = self._best.should_preserve(scored, context=context)
+            best |= {info.step for info, keep in zip(scored, kept, strict=True) if keep}
         return [step in best for step in steps]
 
 
@@ -190,10 +217,10 @@ def _read_meta(path: storage.Path) -> dict[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
-def _read_score(path: storage.Path, metric: str) -> float | None:
-    """Returns the score of a finished checkpoint, or None if it has no score for this metric."""
+def _find_score(meta: Mapping[str, Any], metric: str) -> float | None:
+    """Returns the score in a checkpoint's metadata, or None if it has none for this metric."""
     try:
-        saved = _read_meta(path)["score"]
+        saved = meta["score"]
         score = float(saved["value"]) if saved["metric"] == metric else math.nan
     except (ValueError, KeyError, TypeError):  # corrupt
         return None

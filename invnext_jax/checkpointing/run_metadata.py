@@ -31,7 +31,7 @@ CHANGEABLE_FIELDS: dict[str, str] = {
     "optimizer.base_min_learning_rate": "if `optimizer.min_learning_rate` is set by hand",
     "optimizer.warmup_epochs": "if `optimizer.warmup_steps` is set by hand",
     "accumulate": "yes; masks and noise are drawn from the same distributions with different keys",
-    "init_from": "if it was set at the start, and its step and the frozen parameters are the same",
+    "init_from": "if it was set at the start, and its step and parameters are the same",
     "init_from_unfinished": "yes",
     "init_sizes": "yes, if the sizes are the same",
     "variant": "yes, if the sizes are the same",
@@ -180,6 +180,7 @@ def describe_run(
     manifest_sha256: str,
     init_from_step: int | None = None,
     frozen_sha256: Mapping[str, str] | None = None,
+    init_from_sha256: Mapping[str, str] | None = None,
     video_digests: Sequence[Mapping[str, Any]] = (),
     evaluation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -190,6 +191,7 @@ def describe_run(
       manifest_sha256: SHA-256 of the run's manifests, see `manifest.hash_manifests`.
       init_from_step: step of the checkpoint in `config.init_from`, or None.
       frozen_sha256: hash of each group of frozen parameters, see `frozen_hashes.hash_groups`.
+      init_from_sha256: hash of each group in `config.init_from`, see `init_source.hash_groups`.
       video_digests: digests of some of the run's videos, see `video_digests.sample_digests`.
       evaluation: identity of the videos of `config.eval`, see `evaluated_videos.identify`.
     """
@@ -197,6 +199,7 @@ def describe_run(
         "format_version": FORMAT_VERSION,
         "config": config_to_json(config),
         "init_from_step": init_from_step,
+        "init_from_sha256": dict(init_from_sha256 or {}),
         "manifest_sha256": manifest_sha256,
         "video_digests": list(video_digests),
         "frozen_sha256": dict(frozen_sha256 or {}),
@@ -236,6 +239,12 @@ def config_differences(
         rows.append(("step of config.init_from", *steps))
     if now.get("init_from") and not before.get("init_from"):  # it would have no effect
         rows.append(("config.init_from", "", now["init_from"]))
+    old, new = saved.get("init_from_sha256", {}), current.get("init_from_sha256", {})
+    # An export may have fewer groups than its run, and older checkpoints have no hashes.
+    rows += [
+        (f"SHA-256 of the {name} in config.init_from", old[name], new.get(name, "absent"))
+        for name in sorted(old.keys() & new.keys() or old.keys())
+    ]
     old, new = saved.get("frozen_sha256"), current.get("frozen_sha256", {})
     if old is None:  # the checkpoint was made by an older version
         path = "teacher.weights"

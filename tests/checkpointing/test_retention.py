@@ -18,7 +18,7 @@ def kept_steps(config, scores, skipped=()):
     """Returns the steps that the policy keeps, given the score of each checkpoint."""
     best = retention.BestScores(config, folder=None, steps=())
     for step, score in scores.items():
-        best.add(step, score)
+        best.add(step, score, {"evaluation": {}})
     latest = retention.LatestApplied(config.keep_last, folder=None, steps=())
     for step in skipped:
         latest.add(step, skipped_in_row=1)
@@ -94,10 +94,29 @@ def test_scores_of_earlier_starts_count_if_they_are_of_the_same_metric(tmp_path)
         (tmp_path / str(step) / "meta").mkdir(parents=True)
         (tmp_path / str(step) / "meta/metadata").write_text(json.dumps(meta))
     best = retention.BestScores(make_config(keep_best=2), tmp_path, [*saved, 5])
-    best.add(6, 0.2)
+    best.add(6, 0.2, {"evaluation": {}})
     checkpoints = [SimpleNamespace(step=step) for step in (1, 2, 3, 4, 5, 6)]
     assert best.should_preserve(checkpoints, context=None) == [True, *[False] * 4, True]
     assert best.to_json(6) == {"metric": "loss", "value": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("metric", "kept", "best"), [("eval/knn_x", [1, 4], (4, 0.5)), ("loss", [1], (1, 0.9))]
+)
+def test_scores_on_other_evaluated_videos_are_ranked_separately(metric, kept, best, tmp_path):
+    config = make_config(keep_best=1, best_metric=metric, best_mode="max")
+    values = {1: (0, 0.9), 2: (0, 0.8), 3: (2, 0.4), 4: (2, 0.5), 5: (2, 0.3)}
+    for step, (since, value) in list(values.items())[:3]:
+        score = {"metric": metric, "value": value}
+        (tmp_path / str(step) / "meta").mkdir(parents=True)
+        meta = {"score": score, "evaluation": {"since_step": since}}
+        (tmp_path / str(step) / "meta/metadata").write_text(json.dumps(meta))
+    scores = retention.BestScores(config, tmp_path, (1, 2, 3))
+    for step in (4, 5):
+        scores.add(step, values[step][1], {"evaluation": {"since_step": 2}})
+    answers = scores.should_preserve([SimpleNamespace(step=s) for s in values], context=None)
+    assert [s for s, keep in zip(values, answers, strict=True) if keep] == kept
+    assert scores.find_best() == best
 
 
 def test_checkpoint_that_cannot_be_removed_is_kept():

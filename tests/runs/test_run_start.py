@@ -251,6 +251,24 @@ def test_frozen_parameters_of_another_step_are_refused(whole_run, toy_config, tm
         train.train(toy_config, tmp_path / "next")
 
 
+def test_a_resumed_run_keeps_its_source(whole_run, toy_config, tmp_path):
+    toy_config.init_from, toy_config.total_steps = str(whole_run), 3
+    train.train(toy_config, tmp_path / "next")
+    params, other = final_params(whole_run), str(tmp_path / "other.safetensors")
+    moved, toy_config.total_steps = whole_run.rename(tmp_path / "moved"), 6
+    export.write_export(other, {"encoder": params["encoder"]}, {"config": {}})
+    for toy_config.init_from in (str(moved), other):  # the same parameters
+        train.train(toy_config, tmp_path / "next")
+        toy_config.total_steps += 1
+    params["encoder"]["bias"] = params["encoder"]["bias"] + 1
+    export.write_export(other, {"encoder": params["encoder"]}, {"config": {}})
+    with pytest.raises(UserError, match="SHA-256 of the encoder in config.init_from: "):
+        train.train(toy_config, tmp_path / "next")
+    toy_config.init_from = ""
+    with pytest.raises(UserError, match="encoder in config.init_from: '.*' -> 'absent'"):
+        train.train(toy_config, tmp_path / "next")
+
+
 def test_starting_from_an_export_equals_starting_from_its_run(
     whole_run, toy_config, tmp_path, capsys
 ):
