@@ -80,7 +80,7 @@ def test_killed_run_resumes_from_the_bucket(whole_run, toy_config, toy_data, buc
 
 def test_other_runs_read_parameters_from_the_bucket(whole_run, toy_config, bucket):
     train.train(toy_config, RUN)
-    params, config, step, _ = reader.restore_run(RUN)
+    params, config, step = reader.restore_run(RUN)[:3]
     assert (step, config.stage) == (6, "toy")
     jax.tree.map(np.testing.assert_array_equal, params, reader.restore_params(whole_run)[0])
 
