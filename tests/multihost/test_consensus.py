@@ -78,12 +78,13 @@ init_fn = functools.partial(stage.init_params, config, stage.make_model(config))
 abstract = state_lib.abstract_state(init_fn, optax.adam(1e-3), mesh)
 
 def make_state(step):
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(
-            x.shape, x.sharding, lambda i: np.full(x.shape, step, x.dtype)[i]
-        ),
-        abstract,
-    )
+    def fill(x, value):
+        return jax.make_array_from_callback(
+            x.shape, x.sharding, lambda i: np.full(x.shape, value, x.dtype)[i]
+        )
+
+    state = jax.tree.map(lambda x: fill(x, step), abstract)
+    return state.replace(skipped_in_row=fill(abstract.skipped_in_row, 0))
 
 class Position:
     set_state = print
