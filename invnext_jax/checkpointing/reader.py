@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from invnext_jax import regular_file, sanitize
-from invnext_jax.checkpointing import checksums, retention, run_metadata, storage
+from invnext_jax.checkpointing import checksums, compressors, retention, run_metadata, storage
 from invnext_jax.checkpointing.checksums import (
     READ_ERRORS,
     CorruptCheckpointError,
@@ -138,10 +138,15 @@ def _check_memory(checkpoint: storage.Path, fields: Sequence[str]) -> None:
 
     Raises:
       UserError: the arrays, or the parts in which they are stored, are too large.
+      ValueError: see `compressors.check_compressors`.
     """
     shapes = read_shapes(checkpoint)
     size = 0
-    for leaf in jax.tree.leaves({name: shapes.get(name) for name in fields}):
+    leaves = jax.tree.leaves({name: shapes.get(name) for name in fields})
+    if not storage.is_bucket(checkpoint):
+        names = [leaf.name for leaf in leaves]
+        compressors.check_compressors(checkpoint / "state", names)
+    for leaf in leaves:
         parts = (leaf.shape, leaf.storage.chunk_shape if leaf.storage else ())
         size += max(map(math.prod, parts)) * np.dtype(leaf.dtype).itemsize
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -118,7 +118,7 @@ def _find_shards(
     if len(lengths) > MAX_SHARDS:
         raise UserError(f"{info_path} lists more than {MAX_SHARDS} shards: split the data set")
     template = _get(entry, "filepathTemplate", str, info_path) or _TEMPLATE
-    found, paths = [], set()
+    found, files = [], set()
     for index, length in enumerate(lengths):
         values = {"DATASET": name, "SPLIT": split, "FILEFORMAT": "array_record"}
         values |= {"SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
@@ -137,14 +137,15 @@ def _find_shards(
                 "in its folder: set filepathTemplate to a TFDS pattern without folders"
             )
         path = os.path.join(folder, file)
-        if path in paths:
-            raise UserError(
-                f"{info_path} lists the shard {file} twice: set filepathTemplate to a TFDS pattern "
-                "with the number of the shard"
-            )
-        paths.add(path)
         if not os.path.isfile(path):
             raise UserError(f"{folder} lacks the shard {file}: download it again")
+        status = os.stat(path)
+        if (identity := (status.st_dev, status.st_ino)) in files:
+            raise UserError(
+                f"{info_path} lists the shard {file} twice, perhaps by a link: set "
+                "filepathTemplate to a TFDS pattern with the number of the shard"
+            )
+        files.add(identity)
         try:
             count = shards.count_records(path)
         except ValueError as error:

@@ -1,8 +1,10 @@
 """Reads from the workdir of a job whether it is finished and whether its numbers are finite."""
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,23 @@ def read_outcome(planned: PlannedJob) -> Outcome:
         return Outcome(False)
     last = read_last_record(workdir)
     return Outcome(True, NON_FINITE if "loss" in last and last["loss"] is None else "")
+
+
+def check_distinct(jobs: Iterable[PlannedJob]) -> None:
+    """Checks that the jobs have different results, because tables keep those of each job in memory.
+
+    Raises:
+      UserError: two jobs have the same file.
+    """
+    found: dict[tuple[int, int], Path] = {}
+    for planned in jobs:
+        for name in (results_file.RESULTS, metrics_file.FILE):
+            path = planned.job.workdir / name
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                other = found.setdefault((status.st_dev, status.st_ino), path)
+                if other != path:
+                    raise UserError(f"{path} and {other} are the same file: remove the link")
 
 
 def read_saved_step(planned: PlannedJob) -> int:

@@ -151,7 +151,9 @@ def name_surrogate(checkpoint):
     path.write_text(json.dumps(content))
 
 
+BLOSC = {"id": "blosc", "cname": "zstd", "clevel": 9, "shuffle": 0, "blocksize": 0}
 FORGERIES = {
+    "another compressor": lambda checkpoint: change_array(checkpoint, compressor=BLOSC),
     "surrogate": name_surrogate,
     "large shapes": lambda checkpoint: os.truncate(checkpoint / "state/_METADATA", 2**40),
     "endless shapes": lambda checkpoint: link_to_proc(checkpoint / "state/_METADATA"),

@@ -1,6 +1,7 @@
 """Reading TFDS metadata runs no code, and its sizes are compared with the shards."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -48,7 +49,17 @@ def change_split(**fields):
 def test_shards_with_the_same_file_are_refused(folder):
     name = "clips-train.array_record-00000-of-00001"
     write(folder, change_split(shardLengths=["2"] * 1000, filepathTemplate=name))
-    with pytest.raises(UserError, match="lists the shard .* twice: set filepathTemplate"):
+    with pytest.raises(UserError, match="lists the shard .* twice, .*: set filepathTemplate"):
+        tfds_metadata.read_metadata(folder, "train")
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_links_to_a_shard_are_the_same_shard(link, folder):
+    name = "clips-train.array_record-0000{}-of-00002"
+    (folder / "clips-train.array_record-00000-of-00001").rename(folder / name.format(0))
+    link(folder / name.format(0), folder / name.format(1))
+    write(folder, change_split(shardLengths=["2", "2"]))
+    with pytest.raises(UserError, match="lists the shard .*00001-of-00002 twice, perhaps by a li"):
         tfds_metadata.read_metadata(folder, "train")
 
 

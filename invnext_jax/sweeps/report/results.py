@@ -69,8 +69,10 @@ def collect_results(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> Res
       states: output of `status_table.read_current_states`.
 
     Raises:
-      UserError: a column selects several rows of an evaluation, or the table is too large.
+      UserError: a column selects several rows of an evaluation, the table is too large, or two
+        jobs have the same files.
     """
+    outcome.check_distinct(sweep.jobs.values())
     shown = _find_shown_trainings(sweep)
     rows = {
         name: _read_rows(planned, states[name], is_shown=name in shown)

@@ -74,6 +74,23 @@ def collect(folder, sweep):
     return collect_results(sweep, status_table.read_current_states(folder, sweep))
 
 
+@pytest.mark.parametrize(
+    ("source", "file"), [("s2-a0", "metrics.jsonl"), ("eval-a0", "results.json")]
+)
+def test_links_to_the_files_of_another_job_are_refused(source, file, finished):
+    sweep = finished.read_sweep()
+    path = finished.path / "runs" / source.replace("a0", "b1") / file
+    before = path.read_bytes()
+    path.unlink()
+    path.symlink_to(finished.path / "runs" / source / file)
+    try:
+        with pytest.raises(UserError, match=f"{file} and .*/{file} are the same file: remove the"):
+            collect(finished, sweep)
+    finally:
+        path.unlink()
+        path.write_bytes(before)
+
+
 def with_columns(folder, **columns):
     return dataclasses.replace(folder.read_sweep(), columns=columns)
 
