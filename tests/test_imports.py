@@ -174,7 +174,7 @@ LAYERS = {
         {"manager", "source_videos"},
         {"restore", "save_barrier", "workdir", "run_record", "aborted_runs"},
         {"reader", "evaluated_videos"},
-        {"run_metadata", "checksums", "retention", "save_errors", "video_digests"},
+        {"run_metadata", "checksums", "compressors", "retention", "save_errors", "video_digests"},
         {"git_hash", "storage", "frozen_hashes"},
     ],
     "multihost": [
