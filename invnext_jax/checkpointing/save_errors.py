@@ -40,13 +40,15 @@ def describe_cause(error: BaseException) -> str:
 def first_problem(previous: str, problem: str) -> str:
     """Returns why a save failed, if it may have failed because of the previous failed save.
 
-    Late writes of a failed save can create its folder again while the next save begins.
+    Late writes of a failed save can create its folder again while the next save begins, or fill it
+    while it is removed.
 
     Args:
       previous: description of the cause of the previous failed save; "" if there is none.
       problem: description of the cause of this failed save.
     """
-    return previous if previous and problem.startswith(os.strerror(errno.EEXIST)) else problem
+    late = tuple(map(os.strerror, (errno.EEXIST, errno.ENOTEMPTY)))
+    return previous if previous and problem.startswith(late) else problem
 
 
 @functools.cache

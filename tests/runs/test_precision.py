@@ -129,6 +129,7 @@ def test_image_teacher_in_bfloat16_agrees_with_float32(first, batch):
         config.dtype = dtype
         run = jax.jit(functools.partial(image_teacher.apply_to_frames, config))
         outputs.append(run(params["teacher"], normalize(batch["video"])))
-    for name, expected, found in zip(outputs[0]._fields, *outputs, strict=True):
+    names = jax.tree_util.tree_leaves_with_path(outputs[0])
+    for (name, expected), found in zip(names, jax.tree.leaves(outputs[1]), strict=True):
         error = jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)
         assert 5e-4 < error < 1.5e-2, name
