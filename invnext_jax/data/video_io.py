@@ -70,8 +70,8 @@ def absolute(name: str) -> str:
     return name if is_remote(name) or is_world(name) else os.path.abspath(name)
 
 
-def exists(name: str) -> bool:
-    """Returns whether a local file exists; True for remote files and rendered worlds."""
+def may_exist(name: str) -> bool:
+    """Returns whether a local file exists, or True for remote files and rendered worlds."""
     return is_remote(name) or is_world(name) or os.path.exists(name)
 
 

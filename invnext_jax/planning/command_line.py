@@ -87,7 +87,7 @@ def _training_command(config: ml_collections.ConfigDict, fit: fitting.Fit) -> st
 def _read_manifest(data: ml_collections.ConfigDict) -> manifest.Manifest | None:
     """Returns the rows of the manifests of `config.data`, or None if they do not exist here."""
     manifests = data.manifest
-    if manifests and all(map(video_io.exists, manifest.list_manifests(manifests))):
+    if manifests and all(map(video_io.may_exist, manifest.list_manifests(manifests))):
         return manifest.read_manifest(manifests, access_rules.AccessRules.from_config(data))
     missing = f"{manifests} does not exist here" if manifests else "config.data.manifest is empty"
     print(f"{missing}: planned for {recipe.PAPER_VIDEOS:,} videos, as in the paper")

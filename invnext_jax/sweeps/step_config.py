@@ -169,7 +169,7 @@ class StepConfig:
 
 def manifests_exist(names: str) -> bool:
     """Returns whether local manifests exist; True for remote ones and rendered worlds."""
-    return all(map(video_io.exists, manifest_lib.list_manifests(names)))
+    return all(map(video_io.may_exist, manifest_lib.list_manifests(names)))
 
 
 @functools.cache
