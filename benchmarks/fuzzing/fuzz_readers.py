@@ -114,6 +114,8 @@ class AccessWatch:
         if self._thread != threading.get_ident():
             return
         kind = event.partition(".")[0]
+        if event == "open" and isinstance(arguments[0], int):
+            return  # of a file that is already open
         if event == "open" or kind in ("socket", "subprocess", "ctypes", "urllib"):
             self._events.append(f"{event} {arguments[0]!r:.200}")
         elif event in ("os.system", "os.exec", "os.posix_spawn", "os.listdir", "os.scandir"):

@@ -59,3 +59,17 @@ def test_tracebacks_of_orbax_and_tensorstore_are_suppressed(caplog, monkeypatch)
         logging.getLogger("asyncio").error("Future exception was never retrieved", exc_info=True)
         logger.handle(logger.makeRecord("absl", 40, __file__, 1, "failed", (), sys.exc_info()))
     assert len(caplog.records) == 1
+
+
+def test_late_writes_of_a_failed_save_are_suppressed(caplog, monkeypatch):
+    logger = logging.getLogger("asyncio")
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(logging.getLogger("absl"), "filters", [])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    save_errors.suppress_tracebacks.__wrapped__()
+    message = "Future exception was never retrieved"
+    late = ValueError('NOT_FOUND: Error writing "a/0" at "/w/6.orbax-checkpoint-tmp/state/"')
+    logger.error(message, exc_info=late)
+    assert not caplog.records
+    logger.error(message, exc_info=ValueError("another"))
+    assert len(caplog.records) == 1

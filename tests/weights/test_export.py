@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from invnext_jax import regular_file
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained
@@ -102,13 +103,14 @@ def write_sparse_file(path, shapes):
 
 @pytest.fixture
 def no_reading(monkeypatch):
-    """Lets the test fail if a tensor is read."""
+    """Lets the test fail if a tensor is read. Sparse files stand for files of the same size."""
 
     def fail(path, opened, name):
         del opened
         return lambda: pytest.fail(f"the tensor {name} of {path} was read")
 
     monkeypatch.setattr(files, "_reader", fail)
+    monkeypatch.setattr(regular_file, "describe_sparse", lambda _: "")
 
 
 def test_tensors_of_another_size_are_refused_by_their_header(tmp_path, no_reading):
