@@ -2,10 +2,10 @@
 
 It compares the attention kernels with unfused attention, trains both stages at full size for a few
 steps with and without options, and runs the same step in PyTorch if it is installed. Each part runs
-in a process of its own: if it fails or takes too long, the results of the others remain. After each
-part it writes docs/performance-gpu.md. The last line of its output is a JSON object, and the exit
-status is 1 if a check fails. The clips are random, so it needs only jax, flax, optax, einops, numpy
-and ml_collections.
+in a separate process, so that one that fails or takes too long does not affect the others. After
+each part, the script writes docs/performance-gpu.md. The last line of its output is a JSON object,
+and the exit status is 1 if a check fails. The clips are random, so it needs only jax, flax, optax,
+einops, numpy and ml_collections.
 """
 
 import argparse

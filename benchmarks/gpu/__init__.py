@@ -1,1 +1,1 @@
-"""Parts of the GPU check. Each one runs in a process of its own."""
+"""Parts of the GPU check. Each part runs in a separate process."""

@@ -25,7 +25,6 @@ from invnext_jax.field_checks import COUNT
 from invnext_jax.multihost import consensus
 
 CHECKSUMS_FILE = "sums.json"
-INCOMPLETE = ".orbax-checkpoint-tmp"  # part of the name of a folder that Orbax has not finished
 # Errors that do not mean that the data is corrupt: too many open files, no permission, no memory,
 # or a server that does not respond.
 _NOT_CORRUPTION = (
@@ -59,8 +58,8 @@ def translate_read_errors(folder: storage.Path, checksums_match: bool) -> Iterat
     except (UserError, CorruptCheckpointError):
         raise
     except Exception as error:
-        # Orbax raises a plain Exception if one of its own checksums does not match, and TensorStore
-        # a plain RuntimeError for names with surrogates.
+        # Orbax raises a plain Exception if a checksum does not match, and TensorStore a plain
+        # RuntimeError for names with surrogates.
         known = (LookupError, TypeError, ValueError, OSError, *storage.CLIENT_ERRORS)
         # Metadata is forged.
         known += (AttributeError, AssertionError, RecursionError, MemoryError)
@@ -216,7 +215,8 @@ def remove_incomplete(folder: storage.Path) -> list[storage.Path]:
     incomplete = sorted(
         path
         for path in folder.iterdir()
-        if INCOMPLETE in path.name or (path.name.isdigit() and not storage.is_finished(path))
+        if storage.INCOMPLETE in path.name
+        or (path.name.isdigit() and not storage.is_finished(path))
     )
     for path in incomplete:
         storage.remove_folder(path)

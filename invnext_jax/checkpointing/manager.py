@@ -49,9 +49,9 @@ class Checkpointer:
     ):
         self._workdir, self.record = workdir, record
         self._folder = workdir.path / reader.CHECKPOINTS_FOLDER
-        saved = self._folder, reader.finished_steps(self._folder)
-        self._scores = retention.BestScores(config.checkpoint, *saved)
-        self._latest = retention.LatestApplied(config.checkpoint.keep_last, *saved)
+        saved = retention.read_metadata(self._folder, reader.finished_steps(self._folder))
+        self._scores = retention.BestScores(config.checkpoint, saved)
+        self._latest = retention.LatestApplied(config.checkpoint.keep_last, saved)
         self._undeletable = retention.Undeletable(self._folder)
         with consensus.all_hosts_agree(f"the folder {self._folder}"):
             self._create_folder()
@@ -183,7 +183,7 @@ class Checkpointer:
     def _write_checksums(self) -> None:
         """Writes the checksums; called by Orbax in a thread of process 0 before the last rename."""
         step = str(self._pending_step)
-        incomplete = list(self._folder.glob(step + checksums.INCOMPLETE + "*"))
+        incomplete = list(self._folder.glob(step + storage.INCOMPLETE + "*"))
         self._checkpoint_bytes = checksums.write_checksums((incomplete or [self._folder / step])[0])
 
     def wait(self) -> None:

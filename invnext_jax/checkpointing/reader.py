@@ -218,7 +218,8 @@ def _warn_of_better(
     settings = found.config.get("checkpoint", {})
     if not settings.get("keep_best"):
         return
-    best = retention.BestScores(settings, folder, steps).find_best()
+    saved = retention.read_metadata(folder, steps)
+    best = retention.BestScores(settings, saved).find_best()
     if best and best[0] != found.step:
         logging.warning(
             "%s: the checkpoint of step %d is read, the newest one; that of step %d has the best "

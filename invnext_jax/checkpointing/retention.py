@@ -70,13 +70,12 @@ class LatestApplied(checkpoint_managers.PreservationPolicy):
 
     Args:
       keep_last: number of checkpoints to keep.
-      folder: the checkpoint folder.
-      steps: steps of the finished checkpoints in the folder, from earlier starts of the run.
+      saved: metadata of the checkpoints from earlier starts of the run, see `read_metadata`.
     """
 
-    def __init__(self, keep_last: int, folder: storage.Path, steps: Iterable[int]):
+    def __init__(self, keep_last: int, saved: Mapping[int, Mapping[str, Any]]):
         self._keep_last = keep_last
-        self._skipped = {step for step in steps if is_skipped(_read_meta(folder / str(step)))}
+        self._skipped = {step for step, meta in saved.items() if is_skipped(meta)}
 
     def add(self, step: int, skipped_in_row: int) -> None:
         """Adds a checkpoint that is about to be saved."""
@@ -104,18 +103,15 @@ class BestScores(checkpoint_managers.PreservationPolicy):
 
     Args:
       config: `config.checkpoint`.
-      folder: the checkpoint folder.
-      steps: steps of the finished checkpoints in the folder, from earlier starts of the run.
+      saved: metadata of the checkpoints from earlier starts of the run, see `read_metadata`.
     """
 
-    def __init__(
-        self, config: ml_collections.ConfigDict, folder: storage.Path, steps: Iterable[int]
-    ):
+    def __init__(self, config: ml_collections.ConfigDict, saved: Mapping[int, dict[str, Any]]):
         self._metric, self._sign = config.best_metric, -1 if config.best_mode == "min" else 1
         self._scores: dict[int, float | None] = {}
         self._starts: dict[int, int] = {}  # step after which the evaluated videos are used
-        for step in steps:
-            self._add_saved(step, _read_meta(folder / str(step)))
+        for step, meta in saved.items():
+            self._add_saved(step, meta)
         self._best = checkpoint_managers.BestN(
             get_metric_fn=lambda score: (self._sign * score["value"], -score["step"]),
             n=config.keep_best,
@@ -199,8 +195,8 @@ class _ScoredCheckpoint(NamedTuple):
 
 def find_newest_applied(folder: storage.Path, steps: Iterable[int]) -> int | None:
     """Returns the newest of these checkpoints whose step applied its update; None if none did."""
-    applied = (s for s in steps if not is_skipped(_read_meta(folder / str(s))))
-    return max(applied, default=None)
+    saved = read_metadata(folder, steps)
+    return max((step for step, meta in saved.items() if not is_skipped(meta)), default=None)
 
 
 def is_skipped(meta: Mapping[str, Any]) -> bool:
@@ -208,8 +204,20 @@ def is_skipped(meta: Mapping[str, Any]) -> bool:
     return bool(meta.get("skipped_in_row") or meta.get("aborted"))
 
 
+def read_metadata(folder: storage.Path, steps: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Returns the metadata of finished checkpoints by step.
+
+    Args:
+      folder: the checkpoint folder.
+      steps: steps of finished checkpoints.
+
+    Returns:
+      A dict from steps to metadata, which is {} if it is corrupt (`restore` reports it).
+    """
+    return {step: _read_meta(folder / str(step)) for step in steps}
+
+
 def _read_meta(path: storage.Path) -> dict[str, Any]:
-    """Returns the metadata of a finished checkpoint; {} if it is corrupt (`restore` reports it)."""
     try:
         meta = storage.read_json(path / "meta" / "metadata")
     except (OSError, ValueError):

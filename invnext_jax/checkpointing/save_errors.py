@@ -18,10 +18,10 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 
+from invnext_jax.checkpointing import storage
 from invnext_jax.errors import summarize_error
 
 _ORBAX_FOLDER = os.path.dirname(ocp.__file__) + os.sep
-_INCOMPLETE = ".orbax-checkpoint-tmp"  # in the names of checkpoints that are being written
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # part of messages of TensorStore
 _TENSORSTORE_FILE = re.compile(r'.*"([^"]+)": ')  # the last quoted name before the reason
 
@@ -71,7 +71,7 @@ def _keep_record(record: standard_logging.LogRecord) -> bool:
     """
     if not record.exc_info or logging.get_verbosity() >= logging.INFO:
         return True
-    if _INCOMPLETE in str(record.exc_info[1]):
+    if storage.INCOMPLETE in str(record.exc_info[1]):
         return False
     files = [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
     return not any(file.startswith(_ORBAX_FOLDER) for file in [record.pathname, *files])

@@ -22,6 +22,7 @@ from invnext_jax.errors import UserError, summarize_error
 
 Path: TypeAlias = pathlib.Path | epath.Path
 COMMIT_FILE = "commit_success.txt"
+INCOMPLETE = ".orbax-checkpoint-tmp"  # part of the name of a folder that Orbax has not finished
 MAX_JSON_BYTES = 2**27
 MAX_DEPTH = 32  # levels of folders in a checkpoint; Orbax makes three
 _CHUNK = re.compile(r"[\d.]+|c")  # names of files with parts of arrays that are not in a database

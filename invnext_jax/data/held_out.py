@@ -16,9 +16,8 @@ def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
     Whole files are drawn at random until there are at least `count` rows, so that no file has
     segments on both sides, even if its name has several spellings. For records of shards, these are
     the files from which the records were made (the column `original`), which may also be in the
-    manifest. The draw depends only on the
-    text of the manifest, not on the files or the seed of the run, so that it is the same on all
-    hosts and in resumed runs.
+    manifest. The draw depends only on the text of the manifest, not on the files or the seed of the
+    run, so that it is the same on all hosts and in resumed runs.
 
     Args:
       manifest: the manifest.

@@ -16,8 +16,7 @@ def write_csv(path: Path, text: str) -> None:
 
 def check_overwrite(manifest: Path, text: str, overwrite: bool) -> None:
     """Raises `UserError` if a manifest with different content exists and `overwrite` is false."""
-    content = text.encode(errors="surrogateescape")
-    if not overwrite and os.path.exists(manifest) and manifest.read_bytes() != content:
+    if not overwrite and _has_other_content(manifest, text):
         raise UserError(
             f"{manifest} exists with different content: set --overwrite to replace it, or change "
             "--out"
@@ -43,10 +42,15 @@ def check_class_names(manifest: Path, texts: Mapping[Path, str]) -> None:
         has none.
     """
     path = Path(class_names.class_names_path(manifest))
-    if path in texts or not os.path.exists(path) or not os.path.exists(manifest):
+    if path in texts or not os.path.exists(path):
         return
-    if manifest.read_bytes() != texts[manifest].encode(errors="surrogateescape"):
+    if _has_other_content(manifest, texts[manifest]):
         raise UserError(
             f"{path} has class names of an earlier list, but the new list has none: remove the "
             "file, or change --out"
         )
+
+
+def _has_other_content(path: Path, text: str) -> bool:
+    """Returns whether a file exists whose content is not `text`."""
+    return os.path.exists(path) and path.read_bytes() != text.encode(errors="surrogateescape")

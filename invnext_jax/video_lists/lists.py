@@ -29,7 +29,7 @@ PATH_COLUMNS = (
 )
 ID_COLUMNS = ("video_id", "videoid", "vid", "id", "youtube_id")  # file names without extension
 LABEL_COLUMNS = (
-    *("label", "class", "class_name", "label_name", "action", "category"),
+    *class_ids.NAME_COLUMNS,
     *("label_id", "class_id", "class_index", "label_index", "target"),
 )
 SOURCE_COLUMNS = ("source", "dataset")

@@ -16,10 +16,10 @@ def make_config(**fields):
 
 def kept_steps(config, scores, skipped=()):
     """Returns the steps that the policy keeps, given the score of each checkpoint."""
-    best = retention.BestScores(config, folder=None, steps=())
+    best = retention.BestScores(config, saved={})
     for step, score in scores.items():
         best.add(step, score, {"evaluation": {}})
-    latest = retention.LatestApplied(config.keep_last, folder=None, steps=())
+    latest = retention.LatestApplied(config.keep_last, saved={})
     for step in skipped:
         latest.add(step, skipped_in_row=1)
     policy = retention.make_policy(config, latest, best, retention.Undeletable("/run"))
@@ -93,7 +93,8 @@ def test_scores_of_earlier_starts_count_if_they_are_of_the_same_metric(tmp_path)
     for step, meta in saved.items():
         (tmp_path / str(step) / "meta").mkdir(parents=True)
         (tmp_path / str(step) / "meta/metadata").write_text(json.dumps(meta))
-    best = retention.BestScores(make_config(keep_best=2), tmp_path, [*saved, 5])
+    found = retention.read_metadata(tmp_path, [*saved, 5])
+    best = retention.BestScores(make_config(keep_best=2), found)
     best.add(6, 0.2, {"evaluation": {}})
     checkpoints = [SimpleNamespace(step=step) for step in (1, 2, 3, 4, 5, 6)]
     assert best.should_preserve(checkpoints, context=None) == [True, *[False] * 4, True]
@@ -111,7 +112,7 @@ def test_scores_on_other_evaluated_videos_are_ranked_separately(metric, kept, be
         (tmp_path / str(step) / "meta").mkdir(parents=True)
         meta = {"score": score, "evaluation": {"since_step": since}}
         (tmp_path / str(step) / "meta/metadata").write_text(json.dumps(meta))
-    scores = retention.BestScores(config, tmp_path, (1, 2, 3))
+    scores = retention.BestScores(config, retention.read_metadata(tmp_path, (1, 2, 3)))
     for step in (4, 5):
         scores.add(step, values[step][1], {"evaluation": {"since_step": 2}})
     answers = scores.should_preserve([SimpleNamespace(step=s) for s in values], context=None)

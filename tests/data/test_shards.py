@@ -170,25 +170,25 @@ def forge(path, kind):
     return str(path)
 
 
+def expect_damage(path, record, reason):
+    with pytest.raises(decode.BadVideo, match=reason) as caught:
+        shards.read_example(path, record)
+    assert caught.value.kind == "corrupt"
+    with pytest.raises(decode.BadVideo, match=reason):
+        list(shards.iterate_records(path))
+
+
 def test_a_footer_with_too_many_chunks_is_damage(tmp_path):
     path = forge(tmp_path / "shard", "2^40 chunks")
     with pytest.raises(ValueError, match="its footer declares too many chunks"):
         shards.count_records(path)
-    with pytest.raises(decode.BadVideo, match="its footer declares too many chunks") as caught:
-        shards.read_example(path, 0)
-    assert caught.value.kind == "corrupt"
-    with pytest.raises(decode.BadVideo, match="its footer declares too many chunks"):
-        list(shards.iterate_records(path))
+    expect_damage(path, 0, "its footer declares too many chunks")
 
 
 def test_records_that_only_the_footer_counts_are_damage(tmp_path):
     path = forge(tmp_path / "shard", "5 records in 0 chunks")
     assert shards.count_records(path) == 5
-    with pytest.raises(decode.BadVideo, match="the record is empty") as caught:
-        shards.read_example(path, 4)
-    assert caught.value.kind == "corrupt"
-    with pytest.raises(decode.BadVideo, match="the record is empty"):
-        list(shards.iterate_records(path))
+    expect_damage(path, 4, "the record is empty")
 
 
 def test_a_shard_whose_name_is_not_utf_8_is_read(tmp_path):

@@ -103,7 +103,7 @@ def write_sparse_file(path, shapes):
 
 @pytest.fixture
 def no_reading(monkeypatch):
-    """Lets the test fail if a tensor is read. Sparse files stand for files of the same size."""
+    """Makes the test fail if a tensor is read, and accepts sparse files."""
 
     def fail(path, opened, name):
         del opened
