@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from invnext_jax.checkpointing import checksums, reader
+from invnext_jax.checkpointing import reader, storage
 from invnext_jax.monitoring import metrics_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -171,7 +171,7 @@ class DrillRun:
         """Returns whether an incomplete checkpoint exists."""
         folder = self.folder
         return folder.is_dir() and any(
-            checksums.INCOMPLETE in path.name for path in folder.iterdir()
+            storage.INCOMPLETE in path.name for path in folder.iterdir()
         )
 
     def resumed_step(self, start: int = -1) -> int | None:
