@@ -36,8 +36,9 @@ def main(argv: Sequence[str]) -> None:
     del argv
     from invnext_jax.evaluation import evaluate, tables
     from invnext_jax.multihost import distributed
-    from invnext_jax.training import compilation
+    from invnext_jax.training import compilation, host_memory
 
+    host_memory.keep_freed_memory()
     distributed.initialize(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     compilation.enable_cache()
     config = _CONFIG.value
