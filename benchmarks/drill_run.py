@@ -170,9 +170,7 @@ class DrillRun:
     def is_saving(self) -> bool:
         """Returns whether an incomplete checkpoint exists."""
         folder = self.folder
-        return folder.is_dir() and any(
-            storage.INCOMPLETE in path.name for path in folder.iterdir()
-        )
+        return folder.is_dir() and any(storage.INCOMPLETE in path.name for path in folder.iterdir())
 
     def resumed_step(self, start: int = -1) -> int | None:
         """Returns the step from which an ended launch resumed; None if it logged no step."""

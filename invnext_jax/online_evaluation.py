@@ -9,7 +9,7 @@ Shape key: r parts of a video, b clips of a batch, n clips, t frames, h w c pixe
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from invnext_jax.models import attention
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.layers import l2_normalize
 from invnext_jax.models.patches import normalize
+from invnext_jax.monitoring.evaluation_metrics import SINCE_STEP
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
@@ -69,14 +70,22 @@ class OnlineEvaluation:
 
     The accuracies are fractions in [0, 1]: "eval/knn_<task>" for each label column, or
     "eval/retrieval" if the manifest has none. "eval/feature_rank" is the effective rank of the
-    features. All processes read all videos, and each process encodes the clips of its devices.
+    features. "eval/since_step" is the step after which the evaluated videos are used, if a resumed
+    run evaluates other videos than before. All processes read all videos, and each process encodes
+    the clips of its devices.
 
     Attributes:
       metrics: names of the metrics.
     """
 
     def __init__(
-        self, config: Any, mesh: Mesh, params: Any, training: Manifest, evaluated: Manifest | None
+        self,
+        config: Any,
+        mesh: Mesh,
+        params: Any,
+        training: Manifest,
+        evaluated: Manifest | None,
+        since_step: int = 0,
     ):
         """Reads the clips and compiles the forward pass.
 
@@ -86,6 +95,7 @@ class OnlineEvaluation:
           params: parameters of the encoder on the devices, or their shapes and shardings.
           training: the rows of `config.data.manifest`.
           evaluated: the rows of `config.eval.manifest`; None if it is empty.
+          since_step: the step after which these videos are evaluated.
 
         Raises:
           UserError: the manifest is invalid, or no video can be read.
@@ -98,7 +108,9 @@ class OnlineEvaluation:
             self._batches = list(self._read_batches())
         if RETRIEVAL not in labels and (note := describe_neighbors(config.eval.neighbors, labels)):
             log_on_process_0(note)
-        self.metrics = (*(f"eval/{_metric(task)}" for task in labels), f"eval/{RANK}")
+        self._constants = {SINCE_STEP: np.float32(since_step)} if since_step else {}
+        names = (f"eval/{_metric(task)}" for task in (*labels, RANK))
+        self.metrics = (*names, *self._constants)
         self._initial: dict[str, jax.Array] = {}
         self._labels = mesh_lib.replicate(labels, mesh)
         encode = functools.partial(_encode, encoder_model.from_config(config))
@@ -146,7 +158,7 @@ class OnlineEvaluation:
             parts.append(self._encode(params, self._put(batch)))
             jax.block_until_ready(parts[-1])  # limits the number of clips in device memory
         scores = jax.block_until_ready(self._score(parts, self._labels))
-        return {f"eval/{_metric(task)}": score for task, score in scores.items()}
+        return {f"eval/{_metric(task)}": x for task, x in scores.items()} | self._constants
 
     def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         return mesh_lib.shard_batch(batch, self._mesh, self._chunk)
@@ -176,29 +188,6 @@ class OnlineEvaluation:
 
 def _metric(task: str) -> str:
     return task if task in (RETRIEVAL, RANK) else f"knn_{task}"
-
-
-def describe_change(records: Sequence[Mapping[str, Any]], first_step: int = 1) -> str:
-    """Describes how the metrics of a run changed from its first to its last evaluation.
-
-    Args:
-      records: the records of metrics.jsonl, oldest first.
-      first_step: the first step whose evaluation is compared.
-
-    Returns:
-      A line for each metric; "" if there are no two evaluations.
-    """
-    lines, records = [], [record for record in records if record["step"] >= first_step]
-    names = {name for record in records for name in record if name.startswith("eval/")}
-    for name in sorted(names, key=lambda name: (name.endswith(RANK), name)):
-        found = [record for record in records if record.get(name) is not None]
-        if len(found) > 1:
-            first, last = found[0], found[-1]
-            start = "before step 1" if first["step"] == 1 else f"after step {first['step']}"
-            lines.append(
-                f"{name}: {first[name]:.4g} {start}, {last[name]:.4g} after step {last['step']}"
-            )
-    return "\n".join(lines)
 
 
 def _open_videos(

@@ -27,7 +27,7 @@ from invnext_jax.checkpointing.workdir import Records, open_workdir
 from invnext_jax.data import manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import NonFiniteError, UserError
-from invnext_jax.monitoring import metrics_file, parameter_table, profiling
+from invnext_jax.monitoring import evaluation_metrics, metrics_file, parameter_table, profiling
 from invnext_jax.monitoring.strips_process import CheckpointStrips
 from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
@@ -81,9 +81,8 @@ def train(
         else:
             loop.run_loop(run, preemption, watchdog, stack)
     records = metrics_file.read_metrics(run.records.folder)
-    first = evaluated_videos.first_comparable_step(run.checkpointer.record)
     finished = run.step >= run.config.total_steps
-    if finished and (change := online_evaluation.describe_change(records, first)):
+    if finished and (change := evaluation_metrics.describe_change(records)):
         log_on_process_0(change)
     if run.step and int(run.state.skipped) == run.step:
         raise NonFiniteError(
@@ -163,8 +162,9 @@ def prepare(
         state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
     evaluation = None
     if config.eval.every_steps and int(state.step) < config.total_steps:
+        since_step = evaluated_videos.since_step(checkpointer.record)
         evaluation = online_evaluation.OnlineEvaluation(
-            config, mesh, state.params["encoder"], dataset.manifest, evaluated
+            config, mesh, state.params["encoder"], dataset.manifest, evaluated, since_step
         )
     run = loop.Run(
         training=training,

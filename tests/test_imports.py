@@ -187,6 +187,7 @@ LAYERS = {
         {"reporter", "watchdog"},
         {"host_metrics"},
         {
+            "evaluation_metrics",
             "metrics_file",
             "profiling",
             "progress",

@@ -104,9 +104,9 @@ def describe_change(saved: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     )
 
 
-def first_comparable_step(record: Mapping[str, Any]) -> int:
-    """Returns the first step whose evaluation can be compared with those of later steps."""
-    return record[_FIELD].get("since_step", 0) + 1
+def since_step(record: Mapping[str, Any]) -> int:
+    """Returns the step after which a run evaluates its current videos; 0 if they never changed."""
+    return record[_FIELD].get("since_step", 0)
 
 
 def _read_saved(saved: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -48,17 +48,17 @@ def test_changes_are_described_and_their_step_is_kept(describe):
     ):
         assert text in evaluated_videos.describe_change(saved, changed)
         later = evaluated_videos.update_record(saved, changed, 30)
-        assert evaluated_videos.first_comparable_step(later) == 31
+        assert evaluated_videos.since_step(later) == 30
         again = evaluated_videos.update_record(later, changed, 60)
-        assert evaluated_videos.first_comparable_step(again) == 31
+        assert evaluated_videos.since_step(again) == 30
     same = evaluated_videos.update_record(saved, describe("moved"), 30)
-    assert evaluated_videos.first_comparable_step(same) == 1
+    assert evaluated_videos.since_step(same) == 0
 
 
 def test_a_pause_of_the_evaluation_keeps_the_identity(describe):
     off = describe(every_steps=0)
     started = evaluated_videos.update_record(off, describe(), 30)
-    assert evaluated_videos.first_comparable_step(started) == 1
+    assert evaluated_videos.since_step(started) == 0
     paused = evaluated_videos.update_record(describe(), off, 30)
     other = describe("b", (b"1", b"2", b"3"))
     assert evaluated_videos.describe_change(paused, other)

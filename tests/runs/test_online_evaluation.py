@@ -211,3 +211,5 @@ def test_resumed_run_warns_of_other_videos_and_compares_only_later_scores(
         lines = capsys.readouterr().out.splitlines()
         (line,) = [line for line in lines if "eval/knn_shape: " in line]
         assert "after step 3, " in line and line.endswith(f"after step {steps}")
+    records = metrics_file.read_metrics(tmp_path / "run")
+    assert [r.get("eval/since_step") for r in records] == [None, None, 2, 2, 2]

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from invnext_jax.monitoring import evaluation_metrics
+
 
 @contextlib.contextmanager
 def _in_folder(path: Path) -> Iterator[None]:
@@ -37,6 +39,7 @@ with _in_folder(Path(__file__).parent):
 COLORS = ("#1f5f99", "#c8502d", "#3c8f5a", "#8a5fb0", "#b58900", "#5b6770")
 DASHES = ("solid", "dashed", "dotted", "dashdot")  # of the first lines, of the next ones, ...
 MAX_LINES = 12  # of a chart
+MAX_BREAKS = 20  # of a chart
 INK, FAINT = "#3b4450", "#dfe3e8"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE = {
@@ -145,6 +148,7 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
       value).
     """
     points = _find_points(records)
+    changes = evaluation_metrics.find_changes(records)[-MAX_BREAKS:]
     charts = []
     for spec in CHARTS:
         found = sorted(name for name in points if re.fullmatch(spec.pattern, name))
@@ -154,9 +158,17 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
                 (name.partition("/")[2] or name, color, describe_last(records, name))
                 for name, color in zip(series, COLORS * 2, strict=False)
             ]
-            svg = draw_lines(list(series.values()), spec.log, f"{salt} {spec.title}")
-            left_out = f" Only {MAX_LINES} of {len(found)} metrics are shown."
-            caption = spec.caption + left_out * (len(found) > MAX_LINES)
+            is_evaluated = any(name.startswith(evaluation_metrics.PREFIX) for name in series)
+            breaks = changes if is_evaluated else []
+            svg = draw_lines(list(series.values()), spec.log, f"{salt} {spec.title}", breaks=breaks)
+            caption = spec.caption
+            if len(found) > MAX_LINES:
+                caption += f" Only {MAX_LINES} of {len(found)} metrics are shown."
+            if breaks:
+                caption += (
+                    " After each dotted line, other videos are evaluated: do not compare values "
+                    "before and after it."
+                )
             charts.append({"title": spec.title, "caption": caption, "svg": svg, "legend": legend})
     return charts
 
@@ -176,6 +188,7 @@ def draw_lines(
     log: bool,
     salt: str,
     positions: Sequence[int] | None = None,
+    breaks: Sequence[int] = (),
 ) -> str:
     """Draws lines in the styles of `line_style` and returns an <svg> element.
 
@@ -184,6 +197,7 @@ def draw_lines(
       log: whether the vertical axis is logarithmic.
       salt: text that makes SVG identifiers unique on a page.
       positions: positions of the lines in the sequence of styles; None for the order of the lines.
+      breaks: steps, ascending, after which the lines are interrupted.
     """
     positions = range(len(series)) if positions is None else positions
     log = log and any(value > 0 for points in series for _, value in points)
@@ -195,11 +209,13 @@ def draw_lines(
         axes = figure.add_subplot()
         for position, points in zip(positions, series, strict=True):
             color, dash = line_style(position)
-            steps, values = zip(*points, strict=True)
             marker = "o" if len(points) < 12 else None
+            steps, values = zip(*_interrupt(points, breaks), strict=True)
             values = [value if value > 0 or not log else math.nan for value in values]
             style = {"linewidth": 1.6, "marker": marker, "markersize": 3, "clip_on": False}
             axes.plot(steps, values, color=color, linestyle=dash, **style)
+        for step in breaks:
+            axes.axvline(step, color="#aab2bb", linewidth=0.8, linestyle="dotted")
         if log:
             axes.set_yscale("log")
         else:
@@ -219,6 +235,14 @@ def draw_lines(
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata=NO_METADATA)
     return _responsive(out.getvalue())
+
+
+def _interrupt(
+    points: Sequence[tuple[int, float]], breaks: Sequence[int]
+) -> list[tuple[int, float]]:
+    """Returns the points with a NaN at each break; the point at the step itself is before it."""
+    gaps = [(step, math.nan) for step in breaks]
+    return sorted([*points, *gaps], key=lambda point: (point[0], math.isnan(point[1])))
 
 
 def line_style(position: int) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -71,6 +72,22 @@ def test_accuracies_and_the_rank_of_an_evaluation_have_different_charts():
         "Nearest neighbors during training": ["knn_shape"],
         "Effective rank": ["feature_rank"],
     }
+
+
+def test_lines_are_interrupted_where_other_videos_are_evaluated(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "_responsive", lambda svg: svg)
+    monkeypatch.setattr(charts.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    scores = {2: 0.5, 4: 0.6, 6: 0.1, 8: 0.2}
+    records = [{"step": n, "eval/knn_shape": x, "loss": x} for n, x in scores.items()]
+    records[2]["eval/since_step"] = records[3]["eval/since_step"] = 4.0
+    loss, accuracy = charts.make_charts(records, "a")
+    assert "dotted line" in accuracy["caption"] and "dotted line" not in loss["caption"]
+    (line,), (curve, mark) = (figure.axes[0].lines for figure in drawn)
+    np.testing.assert_array_equal(line.get_xydata(), list(scores.items()))
+    expected = [(2, 0.5), (4, 0.6), (4, np.nan), (6, 0.1), (8, 0.2)]
+    np.testing.assert_array_equal(curve.get_xydata(), expected)
+    assert set(mark.get_xdata()) == {4}
 
 
 def test_the_number_of_lines_of_a_chart_is_limited():
