@@ -27,8 +27,10 @@ RUNTIME = $(VENV)/.installed-runtime
 PACKAGE = $(VENV)/.installed-package
 TEST = $(VENV)/.installed-test
 PARITY = $(VENV)/.installed-parity
+TPU_COMPILER = $(VENV)/tpu/.installed
+LIBTPU = `$(RUN) -c 'import importlib.metadata as m; print(next(r.split(";")[0].strip() for r in m.requires("jax") if r.startswith("libtpu")))'`
 
-.PHONY: demo test test-parity references lint docs lock audit clean benchmark gpu-check
+.PHONY: demo test test-parity test-compiler references lint docs lock audit clean benchmark gpu-check
 .DELETE_ON_ERROR:
 
 # Trains and evaluates both stages on the synthetic world. A killed line resumes when it is repeated.
@@ -49,6 +51,10 @@ test: $(TEST)
 # Compares with PyTorch and transformers, and both with the stored references that `make test` uses.
 test-parity: $(PARITY)
 	$(RUN) -m pytest $(PYTEST_FLAGS) --live -m parity
+
+# Compiles attention kernels for a TPU with its real compiler, which is downloaded (0.7 GB) but needs no TPU.
+test-compiler: $(TEST) $(TPU_COMPILER)
+	JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/tpu $(RUN) -m pytest -k compiler tests/planning/test_targets.py
 
 # Computes and stores all references again, for example after a change of TRANSFORMERS or of a parity test.
 references: $(PARITY)
@@ -112,4 +118,10 @@ $(TEST): $(PACKAGE) requirements-test.txt
 $(PARITY): $(TEST)
 	@echo "Installing PyTorch $(TORCH) and transformers $(TRANSFORMERS) (a CPU build is enough) ..."
 	$(PIP) torch==$(TORCH) transformers==$(TRANSFORMERS)
+	@touch $@
+
+# The compiler is in a folder of its own, because JAX in $(VENV) would otherwise look for TPUs.
+$(TPU_COMPILER): $(RUNTIME)
+	@rm -rf $(VENV)/tpu
+	$(PIP) --no-deps --target $(VENV)/tpu "$(LIBTPU)"
 	@touch $@
