@@ -23,6 +23,7 @@ from invnext_jax.evaluation.pages import (
 )
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
 from invnext_jax.evaluation.pages.report import render
+from invnext_jax.evaluation.pages.reported_run import name_folders
 from invnext_jax.stages import registry
 
 
@@ -92,14 +93,9 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
             raise UserError(
                 f"{path} has no {results_file.RESULTS}: specify the --workdir of launch/evaluate.py"
             )
-    names = [os.path.basename(os.path.realpath(path)) for path in paths]
-    titles = [
-        name if names.count(name) == 1 else str(path)
-        for name, path in zip(names, paths, strict=True)
-    ]
     found = [
         Evaluation(title, path, results_file.read_results(path))
-        for title, path in zip(titles, paths, strict=True)
+        for title, path in zip(name_folders(paths), paths, strict=True)
     ]
     if len(found) == 1 and len(found[0].results.get("steps", ())) < 2:
         raise UserError(

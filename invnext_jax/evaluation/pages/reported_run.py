@@ -1,5 +1,6 @@
 """A pretraining run on a page, which may come from an unknown source."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -72,7 +73,11 @@ def make_titles(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def name_folders(folders: Sequence[str | Path]) -> list[str]:
-    """Returns the names of folders; their paths if several folders have the same name."""
+    """Returns the name of each folder; its path if another folder has the same name."""
     paths = [os.path.realpath(folder) for folder in folders]
-    names = [os.path.basename(path) for path in paths]
-    return names if len(set(names)) == len(set(paths)) else [str(folder) for folder in folders]
+    count = collections.Counter(os.path.basename(path) for path in set(paths))
+    names = map(os.path.basename, paths)
+    return [
+        name if count[name] == 1 else str(folder)
+        for name, folder in zip(names, folders, strict=True)
+    ]

@@ -123,7 +123,7 @@ def test_strips_name_the_run_if_several_have_the_same_stage(folder):
 
 def test_folders_with_equal_names_are_named_by_their_paths(tmp_path):
     assert name_folders(["x/a", "y/b/"]) == ["a", "b"]
-    assert name_folders(["x/a", "y/a"]) == ["x/a", "y/a"]
+    assert name_folders(["x/a", "y/a", "y/b"]) == ["x/a", "y/a", "b"]
     assert name_folders(["x/a", "x/a"]) == ["a", "a"]
 
 
