@@ -16,6 +16,7 @@ from invnext_jax.stages import registry
 from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.export import config_mismatches
 from invnext_jax.weights.files import LazyTensor, open_checkpoint
+from invnext_jax.weights.model_sizes import check_sizes
 
 # Options that `copy_sizes` copies. The data options are copied only from runs and exports.
 _SECTIONS = ("encoder", "predictor", "decoder", "teacher")
@@ -146,7 +147,8 @@ def copy_sizes(
       quiet: whether to leave out the log of `describe_sizes`.
 
     Raises:
-      UserError: `config.init_from` is not set, or has no readable config.
+      UserError: `config.init_from` is not set, or has no readable config, or its sizes exceed the
+        limits of `model_sizes.check_sizes`.
     """
     config = ml_collections.ConfigDict(config).copy_and_resolve_references()
     if not config.init_sizes:
@@ -158,6 +160,7 @@ def copy_sizes(
         )
     with import_weights.config_errors(config.init_from):
         found = _read_config(config.init_from)
+        check_sizes(found, config.init_from)
         copy_from(found, config, overrides)
         notes = describe_sizes(found, config, overrides)
     for note in () if quiet else notes:

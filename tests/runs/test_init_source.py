@@ -1,6 +1,8 @@
 """Checks of the run or export from which a run starts."""
 
 import json
+import pathlib
+import shutil
 
 import ml_collections
 import numpy as np
@@ -11,6 +13,8 @@ from configs import adapt, common, stage1, stage2
 from invnext_jax import init_source
 from invnext_jax.errors import UserError
 from invnext_jax.weights import export, published
+
+FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures/checkpoint_v2"
 
 
 @pytest.fixture
@@ -79,6 +83,25 @@ def test_sizes_of_forged_descriptions_are_not_copied(content, config, tmp_path):
     export.write_export(path, {"encoder": {"a": np.zeros(2, np.float32)}}, {"config": content})
     config.update(init_from=str(path), init_sizes=True)
     with pytest.raises(UserError, match="the config of .*a.safetensors does not describe a valid"):
+        init_source.copy_sizes(config, ())
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        *(("encoder", name) for name in ("depth", "size", "frames", "class_tokens", "pool_width")),
+        *(("predictor", "depth"), ("decoder", "depth"), ("data", "frames"), ("data", "size")),
+    ],
+)
+def test_sizes_above_the_limits_are_not_copied(section, name, config, tmp_path):
+    """They would be used before the parameters are compared with them."""
+    shutil.copytree(FIXTURE, tmp_path / "run")
+    file = tmp_path / "run/checkpoints/2/meta/metadata"
+    content = json.loads(file.read_text())
+    content["config"].setdefault(section, {})[name] = 10**10
+    file.write_text(json.dumps(content))
+    config.update(init_from=str(tmp_path / "run"), init_sizes=True)
+    with pytest.raises(UserError, match=f"run has {name}='10000000000', which is not a whole"):
         init_source.copy_sizes(config, ())
 
 
