@@ -73,6 +73,7 @@ ARROWS = {
     "multihost": set(),
     "monitoring": {"multihost", "planning.devices", "workers.worker_environment"},
     "checkpointing": {"training", "multihost"},
+    "checkpointing.database": {"workers"},
     "checkpointing.video_digests": {"data"},
     "checkpointing.evaluated_videos": {"data"},
     "checkpointing.source_videos": {"data"},
@@ -174,7 +175,8 @@ LAYERS = {
         {"manager", "source_videos"},
         {"restore", "save_barrier", "workdir", "run_record", "aborted_runs"},
         {"reader", "evaluated_videos"},
-        {"run_metadata", "checksums", "compressors", "retention", "save_errors", "video_digests"},
+        {"run_metadata", "checksums", "compressors", "database", "retention", "save_errors"}
+        | {"video_digests"},
         {"git_hash", "storage", "frozen_hashes"},
     ],
     "multihost": [

@@ -25,6 +25,7 @@ from invnext_jax.checkpointing.checksums import (
     CorruptCheckpointError,
     translate_read_errors,
 )
+from invnext_jax.checkpointing.database import check_nodes
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 
@@ -137,9 +138,12 @@ def _check_memory(checkpoint: storage.Path, fields: Sequence[str]) -> None:
     compressed, so arrays that are far larger than their files are forged.
 
     Raises:
-      UserError: the arrays, or the parts in which they are stored, are too large.
-      ValueError: see `compressors.check_compressors`.
+      UserError: the arrays, or the parts in which they are stored, are too large, or see
+        `database.check_nodes`.
+      ValueError: see `database.check_nodes` and `compressors.check_compressors`.
     """
+    if not storage.is_bucket(checkpoint):
+        check_nodes(checkpoint / "state")
     shapes = read_shapes(checkpoint)
     size = 0
     leaves = jax.tree.leaves({name: shapes.get(name) for name in fields})
