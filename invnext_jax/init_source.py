@@ -171,7 +171,11 @@ def copy_sizes(
 def copy_from(
     found: Mapping[str, Any], config: ml_collections.ConfigDict, overrides: Collection[str]
 ) -> None:
-    """Copies the options of `copy_sizes` from the config of the source into `config`."""
+    """Copies the options of `copy_sizes` from the config of the source into `config`.
+
+    Raises:
+      ValueError: an option has a wrong type.
+    """
     copied = {name: found[name] for name in _FIELDS if name in found}
     for section, names in {**dict.fromkeys(_SECTIONS), "data": _CLIP_FIELDS}.items():
         fields = found.get(section, {})
@@ -180,7 +184,18 @@ def copy_from(
         section, _, field = name.rpartition(".")
         target = config[section] if section else config
         if field in target and name not in (*overrides, *_NOT_COPIED):
+            if not _has_type(value, target[field]):
+                raise ValueError(f"config.{name}={value!r:.80} has a wrong type")
             target[field] = value
+
+
+def _has_type(value: Any, default: Any) -> bool:
+    """Returns whether a value has the type of a default. An integer is also a floating number."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_has_type(v, d) for v in value for d in default[:1])
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
 
 
 def describe_sizes(

@@ -86,6 +86,15 @@ def test_sizes_of_forged_descriptions_are_not_copied(content, config, tmp_path):
         init_source.copy_sizes(config, ())
 
 
+def write_run(folder, section, name, value):
+    """A run whose metadata a stranger has changed."""
+    shutil.copytree(FIXTURE, folder)
+    file = folder / "checkpoints/2/meta/metadata"
+    content = json.loads(file.read_text())
+    content["config"].setdefault(section, {})[name] = value
+    file.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("section", "name"),
     [
@@ -95,13 +104,27 @@ def test_sizes_of_forged_descriptions_are_not_copied(content, config, tmp_path):
 )
 def test_sizes_above_the_limits_are_not_copied(section, name, config, tmp_path):
     """They would be used before the parameters are compared with them."""
-    shutil.copytree(FIXTURE, tmp_path / "run")
-    file = tmp_path / "run/checkpoints/2/meta/metadata"
-    content = json.loads(file.read_text())
-    content["config"].setdefault(section, {})[name] = 10**10
-    file.write_text(json.dumps(content))
+    write_run(tmp_path / "run", section, name, 10**10)
     config.update(init_from=str(tmp_path / "run"), init_sizes=True)
     with pytest.raises(UserError, match=f"run has {name}='10000000000', which is not a whole"):
+        init_source.copy_sizes(config, ())
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("encoder", "drop_path", None),
+        ("encoder", "drop_path", True),
+        ("data", "crop_scales", [[[]]]),
+        ("data", "crop_scales", [1.0, None]),
+        ("predictor", "kind", None),
+    ],
+)
+def test_options_with_other_types_are_not_copied(section, name, value, config, tmp_path):
+    """Options of a config may be set to None, which ends the checks with a TypeError."""
+    write_run(tmp_path / "run", section, name, value)
+    config.update(init_from=str(tmp_path / "run"), init_sizes=True)
+    with pytest.raises(UserError, match=rf"config.{section}.{name}=.* has a wrong type"):
         init_source.copy_sizes(config, ())
 
 
