@@ -5,14 +5,18 @@
     <out>/<segment>.json                    the boxes of a segment, written after its images
     <out>/tracks.jsonl                      the boxes of all segments, written last
 
-To resume an interrupted conversion, repeat it.
+To resume an interrupted conversion, repeat it. Files are read in a worker process, because PyArrow
+ends the process for some damaged files.
 """
 
+import contextlib
+import dataclasses
+import functools
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +28,9 @@ from invnext_jax import atomic_file, regular_file
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.video import jpeg
+from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
+from invnext_jax.workers.supervisor import SupervisedWorker
+from invnext_jax.workers.time_limits import TimeLimitError
 
 FRONT = 1
 CAMERA, TIME, OBJECT = "key.camera_name", "key.frame_timestamp_micros", "key.camera_object_id"
@@ -45,6 +52,7 @@ MAX_PIXEL_BYTES = 2  # limit of an image that is copied, in addition to `MAX_HEA
 MAX_HEADER_BYTES = 2**16
 MAX_LINE_BYTES = 2**24  # as in `truth.boxes_jsonl`, which reads the file
 MAX_ID_BYTES = 255  # those of Waymo Open have about 40
+SECONDS = 3600.0  # time limit per segment; those of Waymo Open need a few seconds
 # Allowed names of output folders. Names of output files are excluded.
 SEGMENT = re.compile(r"(?!.*\.jsonl?$)[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -96,14 +104,17 @@ def convert(
             "download these two components of Waymo Open Perception version 2"
         )
     lines, skipped = [], {}
-    with ProgressMeter(len(paths), "segment", quiet=not progress) as meter:
+    with (
+        ProgressMeter(len(paths), "segment", quiet=not progress) as meter,
+        _start_worker(_ConvertSegment(in_dir, out_dir, short_side)) as convert_segment,
+    ):
         for done, path in enumerate(paths, start=1):
             name = path.stem if path.stem.isprintable() else ascii(path.stem)
-            try:
-                lines.append(_convert_segment(in_dir, out_dir, path.stem, short_side))
-            except Exception as error:  # PyArrow and Pillow raise errors of many types
-                skipped[name] = summarize_error(error)
-                logging.warning("segment %s skipped (%s)", name, skipped[name])
+            if reason := _find_failure(convert_segment, path.stem):
+                skipped[name] = reason
+                logging.warning("segment %s skipped (%s)", name, reason)
+            elif line := _read_line(out_dir / f"{path.stem}.json"):
+                lines.append(line)
             meter.update(done, name)
     if not lines:
         raise UserError(f"no segment of {in_dir} can be read, e.g. {next(iter(skipped.values()))}")
@@ -111,20 +122,59 @@ def convert(
     return WaymoSummary(out_dir / "tracks.jsonl", len(lines), skipped)
 
 
-def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -> str:
-    """Converts a segment if it has not been converted yet. Returns its line in the box file."""
+@dataclasses.dataclass(frozen=True)
+class _ConvertSegment:
+    """Converts a segment in a worker process. The attributes are arguments of `convert`."""
+
+    in_dir: Path
+    out_dir: Path
+    short_side: int
+
+    def __call__(self, segment: str) -> str:
+        """Returns the reason why the segment cannot be converted; "" if it was."""
+        try:
+            _convert_segment(self.in_dir, self.out_dir, segment, self.short_side)
+        except Exception as error:  # PyArrow and Pillow raise errors of many types
+            return summarize_error(error)
+        return ""
+
+    def is_valid(self, result: Any, _segment: str) -> bool:
+        """Returns whether a result of the worker has the type that `__call__` returns."""
+        return isinstance(result, str)
+
+
+@contextlib.contextmanager
+def _start_worker(function: _ConvertSegment) -> Iterator[Callable[[str], str]]:
+    worker = SupervisedWorker(functools.partial(ProcessWorker, function), SECONDS, tries=1)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def _find_failure(convert_segment: Callable[[str], str], segment: str) -> str:
+    """Converts a segment; returns the reason if this fails, and "" otherwise."""
+    try:
+        return convert_segment(segment)
+    except WorkerDiedError as error:
+        return f"reading it ended its process ({error})"
+    except TimeLimitError:
+        return f"it needs more than {SECONDS:g} s"
+
+
+def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -> None:
+    """Converts a segment if it has not been converted yet."""
     if not SEGMENT.fullmatch(segment):
         raise ValueError(f"the name {segment!r} is not allowed for an output folder")
     if os.path.islink(out_dir / segment):
         raise ValueError(f"its folder is a symbolic link: remove {out_dir / segment}")
     finished = out_dir / f"{segment}.json"
-    if line := _read_line(finished):
-        return line
+    if _read_line(finished):
+        return
     line = json.dumps(_write_segment(in_dir, out_dir, segment, short_side)) + "\n"
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"its boxes have {len(line)} bytes, more than {MAX_LINE_BYTES}")
     atomic_file.write_text(finished, line)
-    return line
 
 
 def _read_line(path: Path) -> str:
@@ -157,11 +207,11 @@ def _write_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -
     for row in _front(in_dir / "camera_box" / f"{segment}.parquet", [TIME, OBJECT, *BOX]):
         if row[TIME] in order:
             x, y, width, height = (float(row[name]) for name in BOX)
-            if not np.isfinite((x, y, width, height)).all():
-                raise ValueError("a box is not finite")
             track = tracks.setdefault(_read_id(row[OBJECT]), {"frames": [], "boxes": []})
             track["frames"].append(order[row[TIME]])
             corners = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+            if not np.isfinite(corners).all():  # also if the sum of two large numbers is not
+                raise ValueError("a box is not finite")
             track["boxes"].append([round(corner, 2) for corner in corners])
     (height, width), fps = sizes.pop(), round(1 / seconds, 3)
     return {"video": segment, "fps": fps, "width": width, "height": height, "tracks": tracks}

@@ -1,5 +1,6 @@
 """Segments in the columns of Waymo are converted to images and boxes for the evaluation."""
 
+import contextlib
 import io
 import json
 import os
@@ -139,6 +140,13 @@ def test_segments_with_damaged_values_are_skipped(tmp_path, fields):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def without_worker(monkeypatch):
+    """Segments are converted in this process, whose limits can be changed."""
+    monkeypatch.setattr(waymo, "_start_worker", contextlib.nullcontext)
+
+
+@pytest.mark.usefixtures("without_worker")
 def test_segments_with_too_many_images_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(waymo, "MAX_IMAGES", 1)
     write_tables(tmp_path / "in")
@@ -146,6 +154,7 @@ def test_segments_with_too_many_images_are_skipped(tmp_path, monkeypatch):
         waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
 
 
+@pytest.mark.usefixtures("without_worker")
 def test_segments_with_too_many_boxes_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(waymo, "MAX_LINE_BYTES", 50)
     write_tables(tmp_path / "in")
@@ -154,6 +163,7 @@ def test_segments_with_too_many_boxes_are_skipped(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "seg.json").exists()
 
 
+@pytest.mark.usefixtures("without_worker")
 def test_images_that_are_large_when_decompressed_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(waymo, "MAX_BATCH_BYTES", 10**6)
     write_tables(tmp_path / "in", "a", images=[bytes(10**6), bytes(10**6 + 1)])
@@ -164,6 +174,31 @@ def test_images_that_are_large_when_decompressed_are_skipped(tmp_path, monkeypat
     found = waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
     assert found.segments == 1
     assert all("have more than 1000000 bytes" in found.skipped[name] for name in "ab")
+
+
+def forge_histogram(data):
+    """A Parquet file with a required column whose statistics are those of an optional one."""
+    name = waymo.TIME.encode()
+    column = b"\x18" + bytes([len(name)]) + name
+    assert data.count(b"%\x02" + column) == 1
+    return data.replace(b"%\x02" + column, b"%\x00" + column)
+
+
+def test_segments_that_end_the_process_that_reads_them_are_skipped(tmp_path):
+    """PyArrow does not handle a C++ exception about the statistics of a column."""
+    write_tables(tmp_path / "in", "a")
+    write_tables(tmp_path / "in", "b")
+    path = tmp_path / "in" / "camera_image" / "a.parquet"
+    path.write_bytes(forge_histogram(path.read_bytes()))
+    found = waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert found.segments == 1
+    assert found.skipped == {"a": "reading it ended its process (exit code -6)"}
+
+
+def test_boxes_with_corners_that_are_not_finite_are_refused(tmp_path):
+    write_tables(tmp_path / "in", box=1.5e308)
+    with pytest.raises(UserError, match="a box is not finite"):
+        waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
 
 
 def test_images_with_many_scans_are_skipped(tmp_path):
@@ -197,6 +232,7 @@ def test_a_value_that_many_rows_refer_to_is_not_copied_for_each(tmp_path):
     ("limit", "message"),
     [("MAX_ROWS", "2 rows are more than 1"), ("MAX_GROUP_BYTES", "of a row group are more than 1")],
 )
+@pytest.mark.usefixtures("without_worker")
 def test_sizes_in_the_metadata_are_checked_before_rows_are_read(
     limit, message, tmp_path, monkeypatch
 ):
