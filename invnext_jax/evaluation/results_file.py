@@ -130,7 +130,7 @@ _ROW: Fields = {
     "input": field_checks.line(0, field_checks.MAX_NAME),
     **dict.fromkeys(("value", "top1", "standard_error", "chance"), _NUMBER),
     **dict.fromkeys(("n", "videos"), _COUNT),
-    **dict.fromkeys(("videos_key", "videos_digest"), _OPTIONAL_TEXT),
+    **dict.fromkeys(("videos_key", "videos_digest", "texts_digest"), _OPTIONAL_TEXT),
     **{"classes": _OPTIONAL_COUNT, "scores": field_checks.optional(_OBJECT)},
 }
 _SCORES: Fields = {"file": _TEXT, "row": _COUNT}

@@ -74,6 +74,7 @@ class TextAlignment:
         embed = functools.partial(_embed_texts, text, model.params.get("text", text.params))
         temperature = 1 / float(text_alignment.inverse_temperature(model.params["logits"]))
         details = {"train_loss": model.loss, "temperature": temperature}
+        details["texts_digest"] = self.hash_files(config)
         make_row = functools.partial(
             Row, evaluator=NAME, name=inputs.name, input=settings.pooling, details=details
         )

@@ -14,7 +14,7 @@ from invnext_jax.evaluation.pages.paired_differences import (
 def describe_videos(evaluations: Sequence[Evaluation]) -> str:
     """Returns a sentence about the held-out videos of all encoders; "" if they are unknown."""
     first, *others = evaluations
-    if any(not same_videos(first, other) or _find_different(first, other) for other in others):
+    if any(not same_videos(first, other) or _find_different(first, other)[0] for other in others):
         return "Not all encoders are evaluated on the same held-out videos; see the notes."
     if all(map(_has_digests, evaluations)):
         return "All encoders are evaluated on the same held-out videos."
@@ -53,11 +53,14 @@ def _compare(first: Evaluation, other: Evaluation) -> list[str]:
             f"{other.title} and {first.title} have different held-out videos, so no differences "
             "are shown."
         )
-    elif evaluators := _find_different(first, other):
-        notes.append(
-            f"{other.title} and {first.title} have different held-out videos for "
+    else:
+        what = "held-out videos", "captions, candidates or text towers"
+        notes += [
+            f"{other.title} and {first.title} have different {name} for "
             f"{', '.join(map(row_names.in_words, evaluators))}, so their differences are not shown."
-        )
+            for name, evaluators in zip(what, _find_different(first, other), strict=True)
+            if evaluators
+        ]
     if not same_videos(first, other, "train"):
         notes.append(
             f"The probes of {other.title} and {first.title} were trained on different videos."
@@ -87,15 +90,23 @@ def _compare_options(first: Evaluation, other: Evaluation) -> list[str]:
     ]
 
 
-def _find_different(first: Evaluation, other: Evaluation) -> list[str]:
-    """Returns the evaluators that measured the two encoders on different videos."""
-    found = {}
+def _find_different(first: Evaluation, other: Evaluation) -> tuple[list[str], list[str]]:
+    """Returns the evaluators that measured the two encoders on different data.
+
+    The first list has those with different videos, the second one those with the same videos and
+    different texts.
+    """
+    found: dict[str, bool] = {}  # whether the videos differ
     for row in first.results["rows"]:
         protocol = Protocol(row["metric"], row["evaluator"], row["input"])
         match = other.find_rows(protocol, row["name"]).get(row["task"])
         if match is not None and not same_rows((first, row), (other, match)):
-            found[row["evaluator"]] = True
-    return list(found)
+            without = ({**r, "texts_digest": None} for r in (row, match))
+            same = same_rows(*zip((first, other), without, strict=True))
+            found[row["evaluator"]] = found.get(row["evaluator"], False) or not same
+    return [n for n, videos in found.items() if videos], [
+        n for n, videos in found.items() if not videos
+    ]
 
 
 def _has_digests(evaluation: Evaluation) -> bool:

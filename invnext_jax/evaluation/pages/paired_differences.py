@@ -126,8 +126,12 @@ def same_videos(first: Evaluation, second: Evaluation, split: str = "val") -> bo
 
 
 def same_rows(first: MeasuredRow, second: MeasuredRow) -> bool:
-    """Returns whether two rows were measured on the same videos; see `same_videos`."""
-    keys = ([row.get(k) for k in ("videos_key", "videos_digest")] for _, row in (first, second))
+    """Returns whether two rows were measured on the same videos, captions and text towers.
+
+    Hashes that only one of them has are not compared, because versions add hashes.
+    """
+    names = ("videos_key", "videos_digest", "texts_digest")
+    keys = ([row.get(name) for name in names] for _, row in (first, second))
     return same_videos(first[0], second[0]) and results_file.hashes_agree(*keys)
 
 

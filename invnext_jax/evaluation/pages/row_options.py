@@ -108,7 +108,8 @@ def make_key(results: Mapping[str, Any], evaluator: str, *, with_encoder: bool =
     set, the sizes of the encoder but not its parameters.
     """
     rows = [row for row in results["rows"] if row["evaluator"] == evaluator]
-    own_data = {hash_json([row.get("videos_key"), row.get("videos_digest")]) for row in rows}
+    names = ("videos_key", "videos_digest", "texts_digest")
+    own_data = {hash_json([row.get(name) for name in names]) for row in rows}
     return hash_json(
         [
             *(results.get(name) for name in ("manifests", "videos")),

@@ -14,7 +14,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluation_data, inputs
 from invnext_jax.evaluation.evaluators.text_alignment import TextAlignment
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
-from invnext_jax.evaluation.text import alignment_training
+from invnext_jax.evaluation.text import alignment_training, caption_data
 from invnext_jax.evaluation.truth.captions import Captions
 
 TRAIN, VAL = "world:simple/train?videos=320", "world:simple/val?videos=80"
@@ -76,6 +76,8 @@ def test_oracle_reaches_the_best_scores(config, oracle, tmp_path):
         row = rows[task, "top1"]
         assert row.value >= 0.95 and row.n == 80, row
         assert row.details["classes"] == {"color": 6}.get(task, 8)
+    digest = caption_data.hash_files(config)
+    assert {row.details["texts_digest"] for row in rows.values()} == {digest}
     for way in ("text to video", "video to text"):
         assert rows[way, "recall_at_1"].value >= 0.95
         assert rows[way, "recall_at_1"].value <= rows[way, "recall_at_5"].value

@@ -136,6 +136,26 @@ def test_different_videos_of_an_evaluator_are_not_compared(tmp_path):
     assert len(find_differences(same)) == 1 and data_notes.describe_videos(same) == SAME
 
 
+def test_different_captions_are_not_compared(tmp_path):
+    row = {**make_own("x")["rows"][0], "evaluator": "text_alignment"}
+    first, second, older = (
+        {**make_videos(), "rows": [{**row, **texts}]}
+        for texts in ({"texts_digest": "x"}, {"texts_digest": "y"}, {})
+    )
+    protocol = comparison.Protocol("top1", "text_alignment", "mean")
+    pair = write_pair(tmp_path, first, second)
+    assert comparison.make_table(pair, protocol)["differences"] == []
+    assert data_notes.describe_videos(pair) == SAME
+    assert data_notes.find_notes(pair) == [
+        "b and a have different captions, candidates or text towers for text alignment, so their "
+        "differences are not shown."
+    ]
+    for name, same in (("same", first), ("older", older)):
+        pair = write_pair(tmp_path / name, first, same)
+        assert len(comparison.make_table(pair, protocol)["differences"]) == 1
+        assert data_notes.find_notes(pair) == []
+
+
 def test_nothing_is_claimed_about_data_sets_without_manifests(tmp_path):
     changes = {"manifests": {"train": "", "val": ""}, **make_videos("", "")}
     assert data_notes.describe_videos(write_pair(tmp_path, changes, changes)) == ""
