@@ -235,8 +235,8 @@ class _RunCallbacks(Callbacks):
         self.watchdog.heartbeat(number - 1, "the step")
         if self.profiler:
             self.profiler.start_if_due(number)
-        if self.run.online_evaluation:
-            self.run.online_evaluation.before_step(number, self.run.state.params["encoder"])
+        if evaluation := self.run.online_evaluation:
+            evaluation.before_step(number, self.run.state.params["encoder"], self.reporter.pause)
 
     def diagnose(self, number: int, state: Any, batch: Any) -> dict[str, jax.Array]:
         run = self.run
@@ -255,7 +255,8 @@ class _RunCallbacks(Callbacks):
         if self.profiler and (folder := self.profiler.stop_if_due(number, metrics)):
             self.reporter.log(f"trace of steps up to {number}: tensorboard --logdir={folder}")
         if run.online_evaluation:
-            diagnostics |= run.online_evaluation.after_step(number, state.params["encoder"])
+            params, pause = state.params["encoder"], self.reporter.pause
+            diagnostics |= run.online_evaluation.after_step(number, params, pause)
         counts = run.data_iter.counts()
         for name in ("dropped_videos", "short_clips"):
             counts[name] *= mesh_lib.loads_first_copy(run.mesh)

@@ -8,8 +8,9 @@ is to retrieve the other half of the same video. A low rank of the features indi
 Shape key: r parts of a video, b clips of a batch, n clips, t frames, h w c pixels, d width.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -39,6 +40,7 @@ from invnext_jax.objectives.neighbor_scores import RANK, describe_neighbors, sco
 from invnext_jax.training import mesh as mesh_lib
 
 CLIPS_PER_SHARD = 8  # clips per shard of the batch in a forward pass
+Pause = Callable[[Any], contextlib.AbstractContextManager[Any]]
 RETRIEVAL = "retrieval"  # name of the task if there are no labels
 
 
@@ -125,25 +127,31 @@ class OnlineEvaluation:
         )
         self._score = jax.jit(score, out_shardings=replicated)
 
-    def before_step(self, step: int, params: Any) -> None:
+    def before_step(self, step: int, params: Any, pause: Pause = contextlib.nullcontext) -> None:
         """Evaluates the parameters before step 1. Their metrics are those of step 1.
 
         Args:
           step: number of the next step, from 1.
           params: parameters of the encoder, on the devices.
+          pause: makes the context of an evaluation from `params`; see `Reporter.pause`.
         """
         if step == 1:
-            self._initial = self.evaluate(params)
+            with pause(params):
+                self._initial = self.evaluate(params)
 
-    def after_step(self, step: int, params: Any) -> dict[str, jax.Array]:
+    def after_step(
+        self, step: int, params: Any, pause: Pause = contextlib.nullcontext
+    ) -> dict[str, jax.Array]:
         """Returns the metrics of step `step`, or {} if no evaluation is due.
 
         Args:
           step: number of completed steps, from 1.
           params: parameters of the encoder, on the devices.
+          pause: makes the context of an evaluation from `params`; see `Reporter.pause`.
         """
         if step == self._config.total_steps or step % self._config.eval.every_steps == 0:
-            return self.evaluate(params)
+            with pause(params):
+                return self.evaluate(params)
         return self._initial if step == 1 else {}
 
     def evaluate(self, params: Any) -> dict[str, jax.Array]:

@@ -189,6 +189,7 @@ LAYERS = {
         {"reporter", "watchdog"},
         {"host_metrics"},
         {
+            "collapse_alarm",
             "evaluation_metrics",
             "metrics_file",
             "profiling",

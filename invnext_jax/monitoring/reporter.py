@@ -1,8 +1,10 @@
 """Writes the metrics of each step to the screen and to files while the next step runs."""
 
 import collections
+import contextlib
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import NonFiniteError, UserError, check_minimums
-from invnext_jax.monitoring import host_metrics, metrics_file, progress, tracker
+from invnext_jax.monitoring import collapse_alarm, host_metrics, metrics_file, progress, tracker
 from invnext_jax.monitoring import throughput as throughput_lib
 
 
@@ -51,7 +53,6 @@ def is_due(step: int, every_steps: int) -> bool:
     return every_steps > 0 and (step == 1 or step % every_steps == 0)
 
 
-_COLLAPSING = ("_std", "_rank")  # suffixes of logged spreads and effective ranks of features
 LONG_WAIT = 0.5  # a data wait above this share of the time is long
 LONG_WAITS = 3  # consecutive logged steps with a long wait after which its cause is logged
 
@@ -90,7 +91,7 @@ class Reporter:
         self._tracker = tracker.Tracker(config, workdir)
         # The other processes print nothing, so they need no records.
         records = metrics_file.read_metrics(workdir) if step and jax.process_index() == 0 else ()
-        self._collapse = CollapseAlarm(config.log.collapse_ratio, records)
+        self._collapse = collapse_alarm.CollapseAlarm(config.log.collapse_ratio, records)
         self._progress = progress.TrainingProgress(
             config.total_steps, step, config.batch_size, quiet=jax.process_index() != 0
         )
@@ -129,6 +130,23 @@ class Reporter:
         """Adds the time that the loop waited for a batch."""
         self._timer.add_data_wait(seconds)
         self._host_timer.add_data_wait(seconds)
+
+    @contextlib.contextmanager
+    def pause(self, arrays: Any) -> Iterator[None]:
+        """Excludes the time of a computation that is not training from the measured speed.
+
+        Reports all pending steps and waits for `arrays` first. Call it between two steps.
+
+        Args:
+          arrays: outputs of the last dispatched step.
+        """
+        self.flush()
+        jax.block_until_ready(arrays)
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self._timer.exclude(seconds)
+        self._host_timer.exclude(seconds)
 
     def wait_if_serial(self, arrays: Any) -> None:
         """Waits for `arrays` on devices that must not run two computations at the same time."""
@@ -254,47 +272,3 @@ class Reporter:
         self._progress.close()
         self._writer.close()
         self._tracker.close()
-
-
-class CollapseAlarm:
-    """Compares the spread and the effective rank of features with their largest values so far.
-
-    Args:
-      ratio: fraction of the largest value below which a value is a collapse. 0: never.
-      records: earlier records of metrics.jsonl, oldest first.
-    """
-
-    def __init__(self, ratio: float, records: Iterable[Mapping[str, Any]] = ()):
-        self._ratio = ratio
-        self._largest: dict[str, tuple[float, int]] = {}  # name -> value, step
-        self._reported: set[str] = set()
-        for record in records:
-            self.check(record)
-
-    def check(self, record: Mapping[str, Any]) -> str:
-        """Returns a warning for the metrics that have just collapsed, or "".
-
-        A metric is reported again only after it has recovered.
-
-        Args:
-          record: a record of metrics.jsonl.
-        """
-        found = []
-        for name, value in record.items():
-            if not name.endswith(_COLLAPSING) or value is None:
-                continue
-            largest, step = self._largest.get(name, (value, record["step"]))
-            if value >= largest:
-                self._largest[name] = value, record["step"]
-            if value >= self._ratio * largest:
-                self._reported.discard(name)
-            elif name not in self._reported:
-                self._reported.add(name)
-                found.append(f"{name} fell to {value:.3g} from {largest:.3g} at step {step}")
-        if not found:
-            return ""
-        return (
-            f"warning: the features may have collapsed: {', '.join(found)}. Look at the images "
-            "and curves of launch/report.py, lower config.optimizer.learning_rate, or start from "
-            "an earlier checkpoint"
-        )

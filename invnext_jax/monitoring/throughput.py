@@ -32,6 +32,10 @@ class StepTimer:
         """Adds the time that the loop waited for a batch."""
         self._data_wait += seconds
 
+    def exclude(self, seconds: float) -> None:
+        """Excludes a time from the current measurement."""
+        self._start += seconds
+
     def restart(self, step: int) -> None:
         """Starts a new measurement after `step` steps."""
         self._start, self._data_wait, self._step = time.perf_counter(), 0.0, step
@@ -70,6 +74,10 @@ class HostTimer:
     def add_data_wait(self, seconds: float) -> None:
         """Adds the time that the loop waited for a batch."""
         self._data_wait += seconds
+
+    def exclude(self, seconds: float) -> None:
+        """Excludes a time from the current measurement."""
+        self._start += seconds
 
     def measure(
         self, step: int, counts: Mapping[str, int], decoded: tuple[int, float]

@@ -1,6 +1,6 @@
 """The warning of collapse: when it is given, and when it is not repeated."""
 
-from invnext_jax.monitoring.reporter import CollapseAlarm
+from invnext_jax.monitoring.collapse_alarm import CollapseAlarm
 
 
 def warnings(ratio, *values, name="latent_rank", records=()):

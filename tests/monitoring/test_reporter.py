@@ -6,7 +6,7 @@ import pytest
 
 from configs import stage1
 from invnext_jax.errors import NonFiniteError, UserError
-from invnext_jax.monitoring import metrics_file
+from invnext_jax.monitoring import metrics_file, throughput
 from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.training import mesh as mesh_lib
 
@@ -46,6 +46,28 @@ def test_step_is_reported_once_the_next_is_dispatched(reporter, tmp_path):
     assert metrics_file.read_metrics(tmp_path) == []
     reporter.add_step(2, step_metrics(), {}, COUNTS)
     assert [record["step"] for record in metrics_file.read_metrics(tmp_path)] == [1]
+
+
+def test_speed_excludes_pauses_and_steps_are_reported_before_them(reporter, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    reporter.start()
+
+    def run_step(step, seconds):
+        now[0] += seconds
+        reporter.add_step(step, step_metrics(), {"diagnostic": 1.0}, COUNTS)
+
+    run_step(1, 2.0)
+    now[0] += 2.0
+    with reporter.pause(()):
+        now[0] += 100.0
+        [first] = metrics_file.read_metrics(tmp_path)
+    run_step(2, 1.0)
+    reporter.flush()
+    second = metrics_file.read_metrics(tmp_path)[1]
+    batch = first["clips_per_second"] * 4.0
+    assert batch == pytest.approx(second["clips_per_second"] * 1.0)
+    assert second["step_seconds"] == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(("metric", "score"), [("eval/knn_shape", 0.5), ("loss", 2.0)])
