@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from invnext_jax import sanitize
+from invnext_jax import json_file, sanitize
 from invnext_jax.checkpointing.git_hash import read_git_hash
 
 FORMAT_VERSION = 2  # version of checkpoints; version 1 had the state of a grain iterator
@@ -81,6 +81,26 @@ def result_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
         if not any(_is_part(name, field) for field in neutral)
         and (name not in _ADDED_FIELDS or _ADDED_FIELDS[name] != value)
     }
+
+
+def hash_fixed_options(tree: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of the options that may not be changed when a run is resumed.
+
+    Checkpoints with different hashes are not of the same run. Options that have the value of
+    versions in which they did not exist are left out.
+
+    Args:
+      tree: see `result_fields`.
+    """
+    fields = flatten(upgrade_config(tree))
+    return json_file.hash_json(
+        {
+            name: value
+            for name, value in fields.items()
+            if resume_rule(name) == "no"
+            and (name not in _ADDED_FIELDS or _ADDED_FIELDS[name] != value)
+        }
+    )
 
 
 # Fields that may differ between the hosts of a run: paths, and settings for reading the data.

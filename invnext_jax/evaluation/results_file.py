@@ -26,6 +26,7 @@ from invnext_jax.field_checks import Fields
 from invnext_jax.json_file import read_object
 from invnext_jax.multihost import consensus
 
+RUN_HASH = "run_sha256"  # field with `run_metadata.hash_fixed_options` of the evaluated run
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
 MAX_BYTES = 2**26  # maximum size of a file of results or rows; nested lists need 2 GB of memory
@@ -121,7 +122,7 @@ _RESULTS: Fields = {
     **dict.fromkeys(("tasks", "notes"), _TEXTS),
     **dict.fromkeys(("manifests", "videos"), _HASHES),
     **dict.fromkeys(("run", "clips"), _OBJECT),
-    **{"step": _OPTIONAL_COUNT, "neighbors": _OPTIONAL_TEXT},
+    **{"step": _OPTIONAL_COUNT, "neighbors": _OPTIONAL_TEXT, RUN_HASH: _OPTIONAL_TEXT},
     "steps": field_checks.list_of(_COUNT, "a list of integers that are at least 0"),
     "tokens": field_checks.object_of(_NUMBERS, "an object with objects of numbers"),
 }

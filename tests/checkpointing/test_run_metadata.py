@@ -52,6 +52,18 @@ def test_fields_that_do_not_change_the_result_are_no_differences(record, toy_con
     assert differences(record, toy_config) == []
 
 
+def test_runs_have_equal_hashes_if_one_can_resume_the_other(record, toy_config):
+    expected = run_metadata.hash_fixed_options(record["config"])
+    toy_config.total_steps = 99
+    toy_config.data.workers = 5
+    older = dict(record["config"])
+    older["mask"] = {k: v for k, v in older["mask"].items() if k != "predicted"}
+    for config in (describe(toy_config)["config"], older):
+        assert run_metadata.hash_fixed_options(config) == expected
+    toy_config.seed = 5
+    assert run_metadata.hash_fixed_options(describe(toy_config)["config"]) != expected
+
+
 def test_manifest_may_move_but_not_change(record, toy_config, tmp_path):
     text = pathlib.Path(toy_config.data.manifest).read_text()
     toy_config.data.manifest = str(tmp_path / "moved.csv")

@@ -51,8 +51,8 @@ def _group_points(
 ) -> dict[str, tuple[list[MeasuredRow], list[MeasuredRow]]]:
     """Returns for each task the largest group of comparable rows, and the other rows.
 
-    Rows are comparable if they have the same videos, options and clips, and if they are all of the
-    parameters or all of their moving average.
+    Rows are comparable if they have the same videos, options and clips, if they are all of the
+    parameters or all of their moving average, and if the runs had the same options.
     """
     found: dict[str, list[MeasuredRow]] = {}
     for part in parts:
@@ -70,10 +70,17 @@ def _group_points(
 def _is_comparable(first: MeasuredRow, second: MeasuredRow) -> bool:
     return (
         _describe_clips(first[0]) == _describe_clips(second[0])
+        and _is_same_run(first[0], second[0])
         and paired_differences.same_rows(first, second)
         and paired_differences.same_videos(first[0], second[0], "train")
         and paired_differences.same_options(first, second)
     )
+
+
+def _is_same_run(first: Evaluation, second: Evaluation) -> bool:
+    """Returns False if a folder had another run when the second evaluation was made."""
+    hashes = {part.results.get(results_file.RUN_HASH) for part in (first, second)} - {None}
+    return len(hashes) < 2  # results of older versions have none
 
 
 def _describe_clips(evaluation: Evaluation) -> tuple[Any, Any]:
@@ -91,8 +98,8 @@ def find_left_out(
         for _, others in _group_points(parts, protocol).values():
             for part, _ in others:
                 text = f"The learning curves of {name} do not contain step {part.results['step']} "
-                text += f"of {part.title}, because its videos, clips or options differ from those "
-                found.setdefault(f"{text}of the other steps", {})[protocol.evaluator] = None
+                text += f"of {part.title}, because its run, videos, clips or options differ from "
+                found.setdefault(f"{text}those of the other steps", {})[protocol.evaluator] = None
     return [
         f"{text} ({', '.join(map(row_names.in_words, evaluators))})."
         for text, evaluators in found.items()

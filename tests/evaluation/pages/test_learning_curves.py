@@ -114,16 +114,19 @@ def make_config(manifest, **options):
 CLIPS = {"frames": 8, "size": 64, "short_side": 64, "sampling": "dense", "stride": 2}
 
 
-@pytest.mark.parametrize("kind", ["clips", "options", "moving average", "videos", "probe videos"])
+@pytest.mark.parametrize(
+    "kind", ["clips", "options", "moving average", "videos", "probe videos", "run"]
+)
 def test_incomparable_points_are_left_out_and_named(tmp_path, manifest, kind):
     normal = {"clips": CLIPS, **make_config(manifest, inverse_penalties=[1.0], ema=False)}
-    normal["videos"] = {"train": "t", "val": "v"}
+    normal |= {"videos": {"train": "t", "val": "v"}, "run_sha256": "a"}
     other = {
         "clips": {"clips": {**CLIPS, "frames": 4}},
         "options": make_config(manifest, inverse_penalties=[2.0], ema=False),
         "moving average": make_config(manifest, inverse_penalties=[1.0], ema=True),
         "videos": {"videos": {"train": "t", "val": "w"}},
         "probe videos": {"videos": {"train": "u", "val": "v"}},
+        "run": {"run_sha256": "b"},
     }[kind]
     folders = write_points(tmp_path, manifest, [normal, normal, {**normal, **other}, normal])
     runs = find_runs(*folders)
@@ -131,8 +134,8 @@ def test_incomparable_points_are_left_out_and_named(tmp_path, manifest, kind):
     ((_, _, last),) = chart["legend"]
     assert last == "75"  # of e3
     sentence = (
-        "The learning curves of s1 do not contain step 30 of e2, because its videos, clips or "
-        "options differ from those of the other steps (linear probe)."
+        "The learning curves of s1 do not contain step 30 of e2, because its run, videos, clips "
+        "or options differ from those of the other steps (linear probe)."
     )
     assert learning_curves.find_left_out(runs, [PROTOCOL]) == [sentence]
     page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
