@@ -14,7 +14,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.weights.files import Checkpoint, LazyTensor, require_model_type, require_values
 from invnext_jax.weights.layout import CONV2D, SQUEEZE, VECTOR, Rule, linear, linears, norm
 from invnext_jax.weights.model_family import ModelFamily, select_tower, split_fused, square_side
-from invnext_jax.weights.model_sizes import LIMITS, check_size
+from invnext_jax.weights.model_sizes import LIMITS, check_size, find_mlp_width
 
 _LAYER = "encoder.layers.{i}"
 CLIP_BLOCKS = [  # SigLIP and CLIP, image and text towers
@@ -184,7 +184,8 @@ def _sizes_dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
             "of the checkpoint"
         )
     check_size(config["hidden_size"], "hidden_size", "config.json", LIMITS["width"])
-    mlp_width, gated = int(config["hidden_size"] * config.get("mlp_ratio", 4)), False
+    ratio, gated = config.get("mlp_ratio", 4), False
+    mlp_width = find_mlp_width(config["hidden_size"], ratio, "config.json")
     if config.get("use_swiglu_ffn", False):
         # The factor 2/3 keeps the parameter count, because there are three matrices instead of two.
         # The width is rounded up to a multiple of 8.

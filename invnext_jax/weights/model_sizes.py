@@ -33,6 +33,7 @@ LIMITS = {
 MAX_POSITION_VALUES = 2**28  # limit per position table: frames * rows * columns * width
 MAX_TOKENS = 2**17  # limit of the patches of a clip, whose attention takes quadratic time
 MAX_DEPTH = 16  # maximum number of nested sections
+MAX_RATIO = 64  # maximum ratio of the width of an MLP and that of its model
 
 
 def check_sizes(
@@ -98,3 +99,19 @@ def check_size(value: Any, name: str, source: str, limit: int) -> None:
             f"{source} has {name}={str(value)[:40]!r}, which is not a whole number between 0 and "
             f"{limit}: use the config of the checkpoint"
         )
+
+
+def find_mlp_width(width: int, ratio: Any, source: str) -> int:
+    """Returns the width of an MLP, which config.json describes by its ratio to another width.
+
+    The product with a text or a list would be many copies of it, so `ratio` is checked before.
+
+    Raises:
+      UserError: `ratio` is not a number between 0 and `MAX_RATIO`.
+    """
+    if type(ratio) not in (int, float) or not 0 < ratio <= MAX_RATIO:  # bool is a subclass of int
+        raise UserError(
+            f"{source} has mlp_ratio={str(ratio)[:40]}, which is not between 0 and {MAX_RATIO}: "
+            "use a different checkpoint"
+        )
+    return int(width * ratio)

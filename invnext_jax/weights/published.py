@@ -13,7 +13,7 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import SINGLE_FILE, LazyTensor
-from invnext_jax.weights.model_sizes import LIMITS, check_size
+from invnext_jax.weights.model_sizes import LIMITS, check_size, find_mlp_width
 from invnext_jax.weights.pixel_stats import PREPROCESSOR
 
 CONFIG = "config.json"
@@ -90,18 +90,12 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"{source} has tubelet_size={sizes['tubelet_size']}, but only 1 is "
             "supported: use a different checkpoint"
         )
-    ratio = sizes.get("mlp_ratio", 4)
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 64:
-        raise UserError(
-            f"{source} has mlp_ratio={str(ratio)[:40]}, which is not between 0 and 64: use a "
-            "different checkpoint"
-        )
     check_size(sizes["embed_dim"], "embed_dim", source, LIMITS["width"])
     return {
         "width": sizes["embed_dim"],
         "depth": sizes["depth"],
         "heads": sizes["num_heads"],
-        "mlp_width": int(sizes["embed_dim"] * ratio),
+        "mlp_width": find_mlp_width(sizes["embed_dim"], sizes.get("mlp_ratio", 4), source),
         "drop_path": 0.0,
         "patch": sizes["patch_size"],
         "size": sizes["img_size"],

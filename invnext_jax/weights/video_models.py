@@ -15,7 +15,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.weights.files import LazyTensor, require_model_type, require_values
 from invnext_jax.weights.layout import Layout, linear, linears, norm
 from invnext_jax.weights.model_family import ModelFamily, select_tower, square_side
-from invnext_jax.weights.model_sizes import LIMITS, check_size, check_sizes
+from invnext_jax.weights.model_sizes import LIMITS, check_size, check_sizes, find_mlp_width
 
 _TUBELETS = Layout(  # [out c s r q] <-> [s r q c out]
     lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)
@@ -112,7 +112,8 @@ def _sizes_vjepa2(config: Mapping[str, Any]) -> dict[str, Any]:
     require_values(config, {"hidden_act": "gelu", "qkv_bias": True, "in_chans": 3})
     config = {**_DEFAULTS["vjepa2"], **config}
     check_size(config["hidden_size"], "hidden_size", "config.json", LIMITS["width"])
-    config["intermediate_size"] = int(config["hidden_size"] * config["mlp_ratio"])
+    ratio = config["mlp_ratio"]
+    config["intermediate_size"] = find_mlp_width(config["hidden_size"], ratio, "config.json")
     return _fields("vjepa2", config, "crop_size", "frames_per_clip", final_norm=True)
 
 

@@ -131,6 +131,7 @@ def test_file_of_another_kind_is_an_error():
             {"model_type": "dinov2_with_registers", "num_register_tokens": 0},
             "num_register_tokens=0",
         ),
+        ("dinov2", {"model_type": "dinov2", "mlp_ratio": "7"}, "mlp_ratio=7, which is not between"),
     ],
 )
 def test_config_of_another_model_is_refused(kind, config, message):
