@@ -211,6 +211,11 @@ def defaults() -> ml_collections.ConfigDict:
             # semantic mask of another frame uses the attention of the nearest of them. Values below
             # 1 change the method.
             "frames_share": 1.0,
+            # Local folder in which the teacher's outputs for each clip are stored and read again in
+            # later epochs and by later runs with the same teacher and videos. Needs
+            # `data.augment=False`. "": the teacher runs in each step. See
+            # [performance.md](performance.md#stored-outputs-of-the-teacher).
+            "cache": "",
             **TEACHERS["siglip2_giant"],
         }
     )
@@ -366,6 +371,10 @@ def data() -> ml_collections.ConfigDict:
             # time. See [data.md](data.md#order).
             "shuffle_block_size": 0,
             "repeats": 1,  # Number of clips cut from a video each time it is decoded.
+            # Whether frames and crops are drawn at random, and clips are flipped and their colors
+            # changed. False: each video always gives the same clip, which is that of evaluations
+            # (the middle of all random ranges, center crop).
+            "augment": True,
             "frames": 16,  # Frames per clip.
             # How frames are chosen. "sparse": one frame from each of `data.frames` equal segments
             # of the video. "dense": frames at equal distances.

@@ -46,14 +46,14 @@ def open_number(path: str | os.PathLike, flags: int = os.O_RDONLY) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Opens a regular file of any size for reading.
+def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY) -> BinaryIO:
+    """Opens a regular file of any size for reading. With `os.O_NOFOLLOW`, it must not be a link.
 
     Raises:
       OSError: The file cannot be opened or is not a regular file, or its name is not valid.
     """
     try:
-        number = open_number(path)
+        number = open_number(path, flags)
     except ValueError as error:  # a NUL character, or one that the file system cannot encode
         raise OSError(errno.EINVAL, "Invalid file name") from error
     if not stat.S_ISREG(os.fstat(number).st_mode):

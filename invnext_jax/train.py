@@ -33,7 +33,7 @@ from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import count_sharing_processes, log_on_process_0
 from invnext_jax.multihost.stop_and_save import Preemption
-from invnext_jax.stages import image_teacher, initialization, registry
+from invnext_jax.stages import image_teacher, initialization, registry, teacher_cache
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import mesh_checks
 from invnext_jax.training import recipe as recipe_lib
@@ -162,10 +162,9 @@ def prepare(
         state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
     evaluation = None
     if config.eval.every_steps and int(state.step) < config.total_steps:
-        since_step = evaluated_videos.since_step(checkpointer.record)
-        evaluation = online_evaluation.OnlineEvaluation(
-            config, mesh, state.params["encoder"], dataset.manifest, evaluated, since_step
-        )
+        since = evaluated_videos.since_step(checkpointer.record)
+        arguments = config, mesh, state.params["encoder"], dataset.manifest, evaluated, since
+        evaluation = online_evaluation.OnlineEvaluation(*arguments)
     run = loop.Run(
         training=training,
         recipe=recipe,
@@ -188,6 +187,7 @@ def prepare(
             records.folder, run.state.params, run.frozen, training.untrained_groups
         )
         start_log.log_start(run)
+        run.data_iter = teacher_cache.open_cache(run, dataset.videos, stack)
     return run
 
 

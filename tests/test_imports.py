@@ -42,6 +42,7 @@ ARROWS = {
     "planning": set(),
     "planning.flops": {"objectives", "models"},
     "planning.shapes": {"stages", "training"},
+    "planning.memory": {"training"},
     "planning.plan": {"stages", "training", "config_checks"},
     "planning.compiled_step": {"models", "training"},
     "planning.fitting": {"training"},
@@ -154,8 +155,9 @@ LAYERS = {
         {"registry"},
         {"stage1", "stage2"},
         {"masked_stage"},
-        {"initialization"},
-        {"pixel_sampling", "masked_modeling", "image_teacher", "stage"} | {"unused_options"},
+        {"initialization", "teacher_cache"},
+        {"pixel_sampling", "masked_modeling", "image_teacher", "stage"}
+        | {"unused_options", "output_folder"},
     ],
     "weights": [
         {"import_weights"},

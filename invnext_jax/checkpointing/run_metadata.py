@@ -36,6 +36,7 @@ CHANGEABLE_FIELDS: dict[str, str] = {
     "init_sizes": "yes, if the sizes are the same",
     "variant": "yes, if the sizes are the same",
     "teacher.weights": _CONTENT,
+    "teacher.cache": _ROUNDING,
     "mesh": _ROUNDING,
     "attention": _ROUNDING,
     "sequence_attention": _ROUNDING,
@@ -125,6 +126,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "checkpoint.keep_best": 0,
     "checkpoint.best_metric": "loss",
     "checkpoint.best_mode": "min",
+    "data.augment": True,
     "data.held_out": 0,
     "data.repeats": 1,
     "data.shuffle_block_size": 0,
@@ -146,6 +148,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "optimizer.base_learning_rate": 0.0,
     "optimizer.base_min_learning_rate": 0.0,
     "optimizer.warmup_epochs": 0.0,
+    "teacher.cache": "",
     "teacher.frames_share": 1.0,
     "teacher.resample": False,
 }

@@ -45,6 +45,11 @@ def check_config(data_config) -> None:
         raise UserError(f"config.data.max_bad_share={share} must be between 0 and 1")
     if data_config.clip_seconds <= 0:
         raise UserError(f"config.data.clip_seconds={data_config.clip_seconds} must be positive")
+    if data_config.repeats > 1 and not data_config.augment:
+        raise UserError(
+            f"the config.data.repeats={data_config.repeats} clips of a video would be equal, "
+            "because config.data.augment is False: set repeats to 1"
+        )
     if not data_config.manifest:
         raise UserError(
             "config.data.manifest is empty: set it to the CSV file that lists the videos"

@@ -71,6 +71,8 @@ def describe_options(data_config: Config, source: str) -> str:
     low, high = options["stride"]
     stride = f" {low}" if low == high else f" {low}-{high}"
     sampling = options["sampling"] + (stride if options["sampling"] == "dense" else "")
+    if not options["augment"]:
+        return f"{sampling}, center crop, not augmented"
     return f"{sampling}, {options['crop']}, {'flip' if options['flip'] else 'no flip'}"
 
 
@@ -230,6 +232,8 @@ def unused_options(data_config: Config, manifest: Manifest) -> dict[str, str]:
         unused["data.max_bad_share"] = reason
     if all(map(video_io.is_world, manifest.paths)):
         unused["data.short_side"] = "all videos are rendered at their final size: remove the option"
+    elif not data_config["augment"]:
+        unused["data.short_side"] = "config.data.augment is not True: set it to True"
     replaced = {name for fields in data_config["by_source"].values() for name in fields}
     for name in replaced:
         if all(fields[name] != data_config[name] for fields in options.values()):
@@ -246,22 +250,25 @@ def unused_options(data_config: Config, manifest: Manifest) -> dict[str, str]:
     return unused
 
 
-# Each option is read only if another option has a value: name -> (other name, value).
-_CONDITIONS = {
-    "stride": ("sampling", "dense"),
-    "crop_scales": ("crop", "multi_scale"),
-    "crop_area": ("crop", "random_resized"),
-    "crop_aspect": ("crop", "random_resized"),
-}
+_CROP = ("crop", "crop_scales", "crop_area", "crop_aspect")
+# Each option is read only if another option has a value: (name, other name, value).
+_CONDITIONS = (
+    ("stride", "sampling", "dense"),
+    ("crop_scales", "crop", "multi_scale"),
+    *((name, "crop", "random_resized") for name in ("crop_area", "crop_aspect")),
+    *((name, "augment", True) for name in (*_CROP, "jitter", "flip")),
+)
 
 
 def _unread(options: Collection[Config], prefix: str) -> dict[str, str]:
     """Returns the options that no source reads because of another option."""
-    return {
-        f"{prefix}.{name}": f"config.{prefix}.{other} is not {value!r}: set it to {value!r}"
-        for name, (other, value) in _CONDITIONS.items()
-        if all(fields[other] != value for fields in options)
-    }
+    unread = {}
+    for name, other, value in _CONDITIONS:
+        if all(fields[other] != value for fields in options):
+            where = "data" if other == "augment" else prefix  # the same for all sources
+            reason = f"config.{where}.{other} is not {value!r}: set it to {value!r}"
+            unread[f"{prefix}.{name}"] = reason
+    return unread
 
 
 def _matches(entry: str, sources: Iterable[str]) -> bool:

@@ -170,6 +170,8 @@ class TrainDataset:
         for attempt in range(MAX_TRIES):
             row = self.mixture.get_video(first // self.repeats, attempt).index
             seeds = [(self._seed, first + i, attempt, CLIP_STREAM) for i in range(self.repeats)]
+            if not self._config["augment"]:
+                seeds = [None]
             clips = load_in_worker(
                 worker, self.mixture.manifest, row, seeds, self._timeout, self.storage
             )

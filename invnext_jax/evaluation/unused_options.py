@@ -80,6 +80,8 @@ def _find_unused_data(
         "set them instead",
         "data.repeats": "each evaluator has its own number of clips: set "
         "config.attentive_probe.repeats for the attentive probe",
+        "data.augment": "evaluators that augment clips have their own option: set, for example, "
+        "config.attentive_probe.augment",
         "data.held_out": "evaluators hold out videos to select a head: set, for example, "
         "config.attentive_probe.held_out",
     }

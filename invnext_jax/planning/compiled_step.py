@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 
 from invnext_jax.models import attention, blockwise_attention, dot_general
 from invnext_jax.planning import collectives, costs
@@ -70,12 +69,11 @@ def compile_step(
     if config.quantize_frozen == dot_general.AUTO:
         config.quantize_frozen = dot_general.select_format((devices or jax.devices())[0])
     shapes = make_shapes(ml_collections.FrozenConfigDict(config), devices)
-    mesh, side = shapes.mesh, config.data.size
-    video = jax.ShapeDtypeStruct(
-        (config.batch_size, config.data.frames, side, side, 3),
-        np.uint8,
-        sharding=mesh_lib.batch_sharding(mesh),
-    )
+    mesh, sharding = shapes.mesh, mesh_lib.batch_sharding(shapes.mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype, sharding=sharding)
+        for name, x in shapes.clip.items()
+    }
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
     key, schedule = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -85,7 +83,7 @@ def compile_step(
     )
     with attention.record_choices() as choices:
         compiled = shapes.training.compile_step(
-            mesh, shapes.state, shapes.frozen, {"video": video}, key, schedule
+            mesh, shapes.state, shapes.frozen, batch, key, schedule
         )
     seconds, text = time.time() - start, compiled.as_text()
     return CompiledStep(compiled, text, program_lib.read_program(text), shapes, choices, seconds)

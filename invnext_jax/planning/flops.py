@@ -134,7 +134,9 @@ def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
 
 
 def count_teacher_frames(config: Any) -> int:
-    """Returns the number of frames of a clip that the image teacher encodes."""
+    """Returns the number of frames of a clip that the image teacher encodes in a step."""
+    if config.teacher.cache:  # outputs that are not stored yet are computed before the step
+        return 0
     return teacher_frames.count_frames(config.data.frames, config.teacher.frames_share)
 
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from invnext_jax.planning import flops as flops_lib
 from invnext_jax.planning.devices import Device
 from invnext_jax.planning.shapes import Shapes
+from invnext_jax.training import mesh as mesh_lib
 
 # Clips of the traced step: a prime number that divides no other size, so that arrays with a batch
 # axis are those whose size it divides.
@@ -55,19 +55,30 @@ def clips_that_fit(device: Device, held: Mapping[str, float], per_clip: float) -
 
 
 def held_bytes(shapes: Shapes) -> dict[str, float]:
-    """Returns the bytes per device that do not depend on the batch size, by purpose."""
+    """Returns the bytes per device that do not depend on the number of microbatches, by purpose."""
     state, width = shapes.state, jnp.dtype(shapes.config.dtype).itemsize
-    params = _bytes(state.params)
+    params = tree_bytes(state.params)
     # The stacked weights are cast to the compute dtype before the loop over layers.
-    cast = (params + _bytes(shapes.frozen)) * width / 4 if width < 4 else 0.0
+    cast = (params + tree_bytes(shapes.step_frozen)) * width / 4 if width < 4 else 0.0
     return {
         "parameters": params,
-        "optimizer": _bytes(state.opt_state),
+        "optimizer": tree_bytes(state.opt_state),
         "gradients": params * (2 if shapes.config.accumulate > 1 else 1),
-        "frozen": _bytes(shapes.frozen),
-        "copies": _bytes((state.follow, state.ema)),
+        "frozen": tree_bytes(shapes.frozen),
+        "copies": tree_bytes((state.follow, state.ema)),
         "cast": cast,
+        "stored_outputs": _stored_output_bytes(shapes),
     }
+
+
+def _stored_output_bytes(shapes: Shapes) -> float:
+    """Returns the bytes of the image teacher's stored outputs for two batches on one device.
+
+    The outputs for the next batch are sent while the step runs.
+    """
+    outputs = [x for name, x in shapes.clip.items() if name != "video"]
+    clips = shapes.config.batch_size / mesh_lib.batch_shards(shapes.mesh)
+    return 2 * clips * sum(math.prod(x.shape) * x.dtype.itemsize for x in outputs)
 
 
 def activation_bytes(shapes: Shapes) -> ActivationBytes:
@@ -93,7 +104,7 @@ def activation_bytes(shapes: Shapes) -> ActivationBytes:
 
 def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
     """Returns the arrays that the forward pass saves for the backward pass."""
-    config, data, training = shapes.config, shapes.config.data, shapes.training
+    config, training = shapes.config, shapes.training
 
     def backward_pass(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
@@ -101,13 +112,15 @@ def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
 
         return jax.vjp(loss, params)[1]
 
-    video = jax.ShapeDtypeStruct((clips, data.frames, data.size, data.size, 3), np.uint8)
+    batch = {
+        name: jax.ShapeDtypeStruct((clips, *x.shape), x.dtype) for name, x in shapes.clip.items()
+    }
     key = jax.eval_shape(lambda: jax.random.key(0))
     unsharded = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         (shapes.state.params, {**shapes.frozen, **shapes.state.follow}),
     )
-    return jax.tree.leaves(jax.eval_shape(backward_pass, *unsharded, {"video": video}, key))
+    return jax.tree.leaves(jax.eval_shape(backward_pass, *unsharded, batch, key))
 
 
 def working_bytes(config: Any, n: int) -> float:
@@ -132,7 +145,7 @@ def gathered_bytes(config: Any, n: int) -> float:
     return 4.0 * n * width * jnp.dtype(config.dtype).itemsize
 
 
-def _bytes(tree: Any) -> float:
+def tree_bytes(tree: Any) -> float:
     """Returns the bytes of a tree of arrays on one device."""
     return float(
         sum(

@@ -149,7 +149,8 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
     width = jnp.dtype(config.dtype).itemsize
     tokens = flops_lib.token_lengths(config)
     masks = len(tokens.visible)  # the parameters are used once for each mask
-    params, frozen = (4.0 * _count(tree) / tensor for tree in (shapes.state.params, shapes.frozen))
+    used = shapes.state.params, shapes.step_frozen
+    params, frozen = (4.0 * _count(tree) / tensor for tree in used)
     ring = {
         name: (size - 1) / size for name, size in zip(mesh_lib.AXES, mesh.axis_sizes, strict=True)
     }
@@ -165,7 +166,7 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
     if "target" in shapes.frozen or "target" in shapes.state.follow:
         streams.append((n, e, 2))
     t = config.teacher
-    if "teacher" in shapes.frozen:
+    if "teacher" in shapes.step_frozen:
         frames = flops_lib.count_teacher_frames(config)
         streams.append((frames * (t.size // t.patch) ** 2, t, 2))
     sizes = [clips * k * s.width * s.depth * width for k, s, _ in streams]
@@ -189,7 +190,8 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
     held = memory.held_bytes(shapes)
     # The update reads parameters, gradients and moments, and writes parameters and moments.
     moved = 2 * (held["parameters"] + held["optimizer"]) + held["gradients"]
-    moved += config.accumulate * 2 * (held["parameters"] + held["frozen"]) + 4 * clips * kept
+    read = held["parameters"] + memory.tree_bytes(shapes.step_frozen)
+    moved += config.accumulate * 2 * read + 4 * clips * kept
     local = mesh.size <= device.node
     link = device.link if local else device.network
     return {

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from invnext_jax.stages import registry
+from invnext_jax.stages import registry, teacher_cache
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import mesh_checks
 from invnext_jax.training import state as state_lib
@@ -43,6 +44,22 @@ class Shapes:
     def frozen(self) -> Any:
         """The frozen parameters, with shardings."""
         return mesh_lib.abstract_arrays(self.boxed[1], self.mesh)
+
+    @functools.cached_property
+    def step_frozen(self) -> Any:
+        """The frozen parameters that the step uses. Stored outputs replace the image teacher."""
+        names = [n for n in self.frozen if n != "teacher" or not self.config.teacher.cache]
+        return {name: self.frozen[name] for name in names}
+
+    @functools.cached_property
+    def clip(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a batch for one clip, by name, as arguments of the step."""
+        config, side = self.config, self.config.data.size
+        video = jax.ShapeDtypeStruct((config.data.frames, side, side, 3), np.uint8)
+        if not config.teacher.cache or "teacher" not in self.boxed[1]:
+            return {"video": video}
+        stored = teacher_cache.abstract_outputs(self.training.stage, config)
+        return {"video": video, **stored}
 
     def replace(self, options: dict[str, Any], devices: int) -> "Shapes":
         """Returns the arguments for other values of options that change no shape.

@@ -1,6 +1,7 @@
 """Functions that check, load and apply the frozen image teacher of a run.
 
-Shape key: b batch, t frames, f encoded frames, h w pixels, c channels, s patches of a frame.
+Shape key: b batch, t frames, f encoded frames, h w pixels, c channels, s patches of a frame,
+l taps, d width.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from einops import rearrange
 
 from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import dot_general, scan, teachers
+from invnext_jax.models.patches import normalize
 from invnext_jax.objectives import teacher_frames
 from invnext_jax.weights.export import config_mismatches, open_export, require_part, resolve_path
 from invnext_jax.weights.match import match_tree
@@ -62,6 +64,29 @@ def check_teacher(config: Any) -> None:
         )
     scan.select_tap_layers(t.depth, t.taps, t.tap_interval)
     _check_frames(config)
+    if t.cache:
+        _check_cache(config)
+
+
+def _check_cache(config: Any) -> None:
+    """Checks the options that `config.teacher.cache` needs."""
+    name = f"teacher.cache={config.teacher.cache!r}"
+    if config.data.augment:
+        raise UserError(
+            f"{name} needs clips that are the same in each epoch: set data.augment=False"
+        )
+    if config.teacher.frames_share < 1:
+        raise UserError(
+            f"{name} stores the outputs for all frames of a clip: set teacher.frames_share=1 "
+            f"instead of {config.teacher.frames_share}"
+        )
+    if "://" in config.teacher.cache:
+        raise UserError(f"{name} must be a folder on a local disk")
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{name} supports one process, but the run has {jax.process_count()}: remove it, or "
+            "use one host"
+        )
 
 
 def _check_frames(config: Any) -> None:
@@ -190,8 +215,56 @@ def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teacher
     return output if old == new else teachers.resample_features(output, old, new)
 
 
+def compute_stored(
+    config: Any, params: Any, video_bthwc: jax.Array, *, taps: bool
+) -> dict[str, jax.Array]:
+    """Computes the outputs that `teacher_cache.TeacherCache` stores, as arrays of a batch.
+
+    Args:
+      config: the run's config.
+      params: the teacher's parameters.
+      video_bthwc: uint8 clips.
+      taps: whether a loss needs the tapped layers.
+
+    Returns:
+      A dict with "teacher_pooled" [b t d] and "teacher_attention" [b t s], both float32, and, if
+      `taps` is True, "teacher_taps" [b l t s d] in `config.dtype`.
+    """
+    output, t = apply_to_frames(config, params, normalize(video_bthwc)), config.data.frames
+    stored = {
+        "teacher_pooled": rearrange(output.pooled_bd, "(b t) d -> b t d", t=t),
+        "teacher_attention": rearrange(output.attention_bn, "(b t) s -> b t s", t=t),
+    }
+    if taps:
+        taps_bltsd = rearrange(output.taps_lbnd, "l (b t) s d -> b l t s d", t=t)
+        stored["teacher_taps"] = taps_bltsd.astype(config.dtype)
+    return stored
+
+
+def read_stored(batch: Mapping[str, jax.Array] | None) -> teachers.TeacherOutput | None:
+    """Returns the output of `compute_stored` in a batch as the output of a teacher, float32.
+
+    Returns None if the batch does not contain it. Taps that are not stored are None.
+    """
+    if not batch or "teacher_pooled" not in batch:
+        return None
+    taps_lbnd = None
+    if "teacher_taps" in batch:
+        taps_bltsd = batch["teacher_taps"].astype(jnp.float32)
+        taps_lbnd = rearrange(taps_bltsd, "b l t s d -> l (b t) s d")
+    return teachers.TeacherOutput(
+        taps_lbnd,
+        rearrange(batch["teacher_pooled"], "b t d -> (b t) d"),
+        rearrange(batch["teacher_attention"], "b t s -> (b t) s"),
+    )
+
+
 def apply_to_clips(
-    config: Any, params: Any, video_bthwc: jax.Array, key: jax.Array
+    config: Any,
+    params: Any,
+    video_bthwc: jax.Array,
+    key: jax.Array,
+    stored: teachers.TeacherOutput | None = None,
 ) -> tuple[teachers.TeacherOutput, jax.Array]:
     """Runs the frozen teacher on the fraction `config.teacher.frames_share` of the frames.
 
@@ -200,6 +273,7 @@ def apply_to_clips(
       params: the teacher's parameters.
       video_bthwc: float32 normalized clips.
       key: random key of the step, for the choice of the frames.
+      stored: output of `read_stored` for these clips. The teacher does not run if it is given.
 
     Returns:
       The output for the encoded frames; and the attention of all frames [b t s], which is that of
@@ -208,7 +282,7 @@ def apply_to_clips(
     batch, frames = video_bthwc.shape[:2]
     count = teacher_frames.count_frames(frames, config.teacher.frames_share)
     if count == frames:
-        output = apply_to_frames(config, params, video_bthwc)
+        output = apply_to_frames(config, params, video_bthwc) if stored is None else stored
         return output, rearrange(output.attention_bn, "(b t) s -> b t s", t=frames)
     frames_bf = teacher_frames.sample_frames(jax.random.fold_in(key, 5), batch, frames, count)
     video_bfhwc = jnp.take_along_axis(video_bthwc, frames_bf[:, :, None, None, None], axis=1)

@@ -169,9 +169,7 @@ class MaskedModelingStage:
           attention_bts: the teacher's attention to each patch, for masks that need it.
         """
         sampled = self.draw_masks(config, batch, grid, jax.random.fold_in(key, 0), attention_bts)
-        return [
-            complete_sample(config, mask, self.mask_keys(key, i)) for i, mask in enumerate(sampled)
-        ]
+        return [complete_sample(config, m, self.mask_keys(key, i)) for i, m in enumerate(sampled)]
 
     def draw_masks(
         self,
@@ -185,14 +183,16 @@ class MaskedModelingStage:
         return masks.sample_masks(key, batch, grid, config.mask, attention_bts)
 
     def apply_teacher(
-        self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
+        self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array, batch: Any = None
     ) -> tuple[teachers.TeacherOutput | None, list[MaskSample]]:
-        """Samples the masks; first runs the image teacher on normalized clips if it is needed."""
+        """Samples the masks; first runs the image teacher on normalized clips if it is needed.
+
+        The teacher does not run if `batch` has its output, see `image_teacher.read_stored`.
+        """
         output = attention_bts = None
         if self.needs_teacher(config):
-            output, attention_bts = image_teacher.apply_to_clips(
-                config, frozen["teacher"], video_bthwc, key
-            )
+            clips = config, frozen["teacher"], video_bthwc, key, image_teacher.read_stored(batch)
+            output, attention_bts = image_teacher.apply_to_clips(*clips)
         grid = clip_grid(video_bthwc, config.encoder.patch)
         return output, self.sample_masks(config, video_bthwc.shape[0], grid, key, attention_bts)
 
@@ -214,7 +214,7 @@ class MaskedModelingStage:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `Stage.loss_fn`; returns the weighted sum of the losses and all unweighted terms."""
         video_bthwc = normalize(batch["video"])
-        teacher_output, samples = self.apply_teacher(config, frozen, video_bthwc, key)
+        teacher_output, samples = self.apply_teacher(config, frozen, video_bthwc, key, batch)
         target = self.compute_target(config, model, frozen, teacher_output, video_bthwc, key)
         droppath_keys = [self.mask_keys(key, i).droppath for i in range(len(samples))]
         terms = self.loss_terms(config, model, params, target, video_bthwc, samples, droppath_keys)

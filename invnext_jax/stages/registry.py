@@ -75,19 +75,19 @@ class TrainingSetup:
 
     def compile_step(self, mesh: Mesh, *arguments: Any) -> step_lib.StepFn:
         """Compiles the step. The arguments may be abstract; see `compilation.compile_step`."""
-        with self._trace_options(mesh):
+        with self.trace_options(mesh):
             return compilation.compile_step(self.step, *arguments)
 
     def compile_diagnostics(self, mesh: Mesh, *arguments: Any) -> step_lib.DiagnosticsFn:
         """Compiles the diagnostics, a function of the step's arguments that changes no state."""
         diagnostics = functools.partial(self.stage.diagnostics, self.config, self.model)
-        with self._trace_options(mesh):
+        with self.trace_options(mesh):
             return compilation.compile_diagnostics(
                 diagnostics, *arguments, microbatches=self.config.accumulate
             )
 
     @contextlib.contextmanager
-    def _trace_options(self, mesh: Mesh) -> Iterator[None]:
+    def trace_options(self, mesh: Mesh) -> Iterator[None]:
         """Context manager in which code is traced with the config's options of attention."""
         rules = mesh_lib.mesh_rules(mesh, self.config.sequence_attention)
         with rules, attention.kernel(self.config.attention):

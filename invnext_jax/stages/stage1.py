@@ -191,7 +191,7 @@ class Stage1(MaskedModelingStage):
           It is 0 if the decoder ignores the latents.
         """
         video_bthwc = normalize(batch["video"])
-        target, samples = self.apply_teacher(config, frozen, video_bthwc, key)
+        target, samples = self.apply_teacher(config, frozen, video_bthwc, key, batch)
         metrics = self.encoder_gradient_norms(config, model, params, target, video_bthwc, samples)
         (sample,) = samples
         latents_bmd = run_features(model, params, video_bthwc, sample).latents_bmd

@@ -238,7 +238,7 @@ class Stage2(MaskedModelingStage):
           of each position is predicted.
         """
         video_bthwc = normalize(batch["video"])
-        teacher_output, samples = self.apply_teacher(config, frozen, video_bthwc, key)
+        teacher_output, samples = self.apply_teacher(config, frozen, video_bthwc, key, batch)
         target_bnd = self.compute_target(config, model, frozen, teacher_output, video_bthwc)
         metrics = self.encoder_gradient_norms(
             config, model, params, target_bnd, video_bthwc, samples

@@ -34,6 +34,12 @@ def find_unused(stage: Any, config: Any) -> dict[str, str]:
     return unused
 
 
+def needs_taps(stage: Any, config: Any) -> bool:
+    """Returns whether a loss or the target needs the tapped layers of the image teacher."""
+    compared = {name for name in stage.active_losses(config) if stage.losses[name].needs_teacher}
+    return bool(compared - _WITHOUT_TAPS) or ("target" in config and config.target.kind == "image")
+
+
 def _unused_sources(config: Any) -> dict[str, str]:
     if not config.init_from:
         reason = "config.init_from is not set: set it to the workdir of a run"

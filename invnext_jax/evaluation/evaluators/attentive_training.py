@@ -162,7 +162,7 @@ class ClipBatches:
     def __init__(self, data: Any, rows: Sequence[int], batch_size: int, repeats: int, seed: int):
         self._clips = batch_size * repeats
         data = ml_collections.ConfigDict(data.to_dict())
-        data.repeats = repeats
+        data.repeats, data.augment = repeats, True
         data.shuffle_block_size = 0  # files of labeled videos are often sorted by class
         self._batches = iter(
             pipeline.make_train_dataset(data, seed=seed, batch_size=self._clips, rows=rows)

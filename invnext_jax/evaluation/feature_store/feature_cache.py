@@ -35,6 +35,7 @@ _WAIT_SECONDS = 24 * 3600.0  # how long a process waits for the chunks of other 
 # Options of `config.data` that affect neither the selection of videos nor their pixels. The
 # manifest is among them because the key contains a hash of its contents instead of its path.
 NOT_IN_KEY = ("root", "manifest", "held_out", "workers", "prefetch", "protocols", "other_hosts")
+NOT_IN_KEY += ("augment",)
 
 
 class FeatureSource(NamedTuple):
