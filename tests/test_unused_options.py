@@ -65,7 +65,7 @@ UNUSED = {
     **{
         f"teacher.{name}": ("stage1", NO_TEACHER, "or config.mask.kind to 'semantic'")
         for name in ("activation", "registers", "gated", "patch", "size", "train_size")
-        + ("frames_share",)
+        + ("frames_share", "cache")
     },
     "mask.ratio": ("stage2", {}, "config.mask.kind='multi_block' does not read it"),
     "mask.predicted": ("stage1", NO_PREDICTOR, "no active loss predicts patches"),
@@ -90,7 +90,15 @@ UNUSED = {
 ALWAYS_USED = {
     *("seed", "total_steps", "batch_size", "init_from", "accumulate", "dtype", "attention"),
     *("init_gain", "remat", "scan_unroll", "ema.decay", "data.manifest", "data.weights"),
-    *("data.repeats", "data.frames", "data.size", "data.workers", "data.prefetch", "data.on_bad"),
+    *(
+        "data.repeats",
+        "data.augment",
+        "data.frames",
+        "data.size",
+        "data.workers",
+        "data.prefetch",
+        "data.on_bad",
+    ),
     *("data.clip_seconds", "data.held_out", "data.shuffle_block_size", "eval.every_steps"),
     "init_sizes",
     *(f"encoder.{n}" for n in ("width", "depth", "heads", "mlp_width", "drop_path", "patch")),

@@ -51,6 +51,11 @@ def test_overrides_by_source_are_checked_like_the_fields(overrides, text):
     assert text in error_of(by_source={"mine": overrides})
 
 
+def test_repeats_need_augmentation():
+    text = "config.data.repeats=2 clips of a video would be equal, because config.data.augment is"
+    assert text in error_of(repeats=2, augment=False)
+
+
 def test_crops_are_not_larger_than_the_frame():
     assert "config.data.crop_scales=(1.5,)" in error_of(crop_scales=(1.5,))
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from batches import assert_equal, row_order
+from batches import assert_equal, next_batches, row_order
 from fakes import FakeLoad, worker_pids
 from video_files import write_video
 
@@ -34,6 +34,19 @@ def test_evaluation_keeps_the_order_and_pads_the_last_batch(count, config):
     np.testing.assert_array_equal(
         batches[0]["video"][3], decode.read_frames(path, lambda _: [1, 3, 5, 7])
     )
+
+
+def test_training_without_augmentation_reads_the_clips_of_evaluations(config):
+    config.manifest = "world:simple/train?videos=6&size=48"  # larger than the crops
+    config.update(flip=True, crop_scales=(0.5, 0.75), jitter=(0.4, 0.4, 0.4, 0.1), by_source={})
+    (expected,) = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=6)
+    for augment, is_equal in ((False, True), (True, False)):
+        config.augment = augment
+        batches, _ = next_batches(config, 3, batch_size=6, seed=1)
+        for batch in batches:
+            assert sorted(batch["index"]) == list(range(6))
+            clips = expected["video"][batch["index"]]
+            assert np.array_equal(batch["video"], clips) == is_equal
 
 
 def test_evaluation_drops_and_counts_bad_videos(with_bad_videos):

@@ -57,6 +57,20 @@ def test_similar_name_is_a_warning_with_the_nearest_name(source, near, caplog):
     assert f"the source {source!r} resembles {near!r}" in text
 
 
+def test_options_of_augmentation_are_unused_without_it(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("path,source\na.mp4,k400\n")
+    config = make_config(k400={"sampling": "dense", "flip": False})
+    config.augment = False
+    unused = sources.unused_options(config, manifest_lib.read_manifest(path))
+    random = {"crop", "crop_scales", "crop_area", "crop_aspect", "jitter", "flip", "short_side"}
+    for name in random:
+        assert unused[f"data.{name}"].endswith("set it to True")
+    assert "config.data.augment is not True" in unused["data.by_source.k400.flip"]
+    assert not unused.keys() & {"data.by_source.k400.sampling", "data.stride", "data.augment"}
+    assert sources.describe_options(config, "k400") == "dense 4, center crop, not augmented"
+
+
 def test_entries_of_two_spellings_are_merged_and_the_exact_name_has_priority():
     config = make_config(SSv2={"crop": "random_resized"}, sthv2={"flip": True})
     assert sources.options_of(config, "SSv2")["crop"] == "random_resized"
