@@ -68,11 +68,12 @@ def test_full_and_empty_caches_give_the_run_without_a_cache(config, tmp_path, mo
     without, empty, full = (read_run(tmp_path / name) for name in ("without", "empty", "full"))
     assert {"loss/align_tokens", "loss/align_pooled"} <= without[0][-1].keys()
     jax.tree.map(np.testing.assert_array_equal, empty, full)
-    # The teacher is compiled separately, so that its float32 outputs differ by rounding.
+    # The teacher is compiled separately, so that its float32 outputs differ by rounding. Adam
+    # enlarges the rounding errors of biases whose exact gradient is 0, here to 5e-6.
     for one, other in zip(without[0], full[0], strict=True):
         assert {name: other[name] for name in one} == pytest.approx(one, rel=1e-5)
     jax.tree.map(
-        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5),
         *(state["params"] for _, state in (without, full)),
     )
 
