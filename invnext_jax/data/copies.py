@@ -5,7 +5,7 @@ Shape key: n rows, 2 = (start, end) in seconds.
 
 import bisect
 import collections
-import hashlib
+import contextlib
 import math
 import os
 import threading
@@ -19,7 +19,6 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.synthetic_world import urls
-from invnext_jax.video.demux import BadVideo
 
 COPIES_SECONDS = 60.0  # time limit for the comparison of contents when a run starts
 
@@ -278,19 +277,20 @@ def _size(path: str) -> int | None:
 
 def _digests(part: Manifest, rows: Iterable[int], deadline: float) -> dict[int, str]:
     """Returns a dict from row to the hash of the video's contents, for readable videos."""
-    digests, known = {}, {}
-    for row in rows:
-        if time.monotonic() > deadline:
-            break
-        video = part[row]
-        try:
+    digests, known, digest_record = {}, {}, None
+    with contextlib.ExitStack() as stack:
+        for row in rows:
+            if time.monotonic() > deadline:
+                break
+            video = part[row]
             if video.record is not None:
-                data = shards.read_video(video.path, video.record)
-                digests[row] = hashlib.blake2b(data, digest_size=16).hexdigest()
+                digest_record = digest_record or stack.enter_context(shards.open_digester())
+                if digest := digest_record(video.path, video.record):
+                    digests[row] = digest
                 continue
-            if video.path not in known:
-                known[video.path] = video_io.digest_file(video.path)
-            digests[row] = known[video.path]
-        except (OSError, BadVideo):  # unreadable videos are counted when the videos are decoded
-            continue
+            # Unreadable videos are counted when the videos are decoded.
+            with contextlib.suppress(OSError):
+                if video.path not in known:
+                    known[video.path] = video_io.digest_file(video.path)
+                digests[row] = known[video.path]
     return digests

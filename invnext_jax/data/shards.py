@@ -4,23 +4,30 @@ A record is a `tf.train.Example`, as written by TFDS. The longest bytes value in
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from absl import logging
 
 from invnext_jax import regular_file, sanitize
 from invnext_jax.data import columns
 from invnext_jax.data import files as files_lib
 from invnext_jax.video.demux import BadVideo, error_kind
-from invnext_jax.workers.time_limits import reading
+from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError, WorkerStartError
+from invnext_jax.workers.supervisor import SupervisedWorker
+from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError, reading
 
 # Storage errors, which the reader reports only in the text of its messages.
 STORAGE_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 WHOLE_FILE, UNKNOWN_TIMES = (math.nan, math.nan), (-math.inf, math.inf)
+DIGEST_SECONDS = 60.0  # time limit for reading a record whose contents are compared
 MAX_OPEN = 64  # maximum number of shards that a process keeps open
 _OPEN_LOCK = threading.Lock()
 _IMPORT_LOCK = threading.Lock()
@@ -73,6 +80,48 @@ def read_video(path: str, record: int) -> bytes:
         name = name_video(path, record)
         raise BadVideo(f"{name}: the record has no bytes value for a video", "no video stream")
     return video
+
+
+@contextlib.contextmanager
+def open_digester() -> Iterator[Callable[[str, int], str]]:
+    """Yields a function that returns a hash of the bytes of a record; "" if it cannot be read.
+
+    A record is read with the other records of its chunk, which may be tiny on the disk, but need
+    any amount of memory after decompression. They are therefore read in a worker process. After a
+    record has ended it, or exceeded the time limit, all records of its shard count as unreadable.
+    """
+    worker = SupervisedWorker(functools.partial(ProcessWorker, DigestRecord()), DIGEST_SECONDS)
+    skipped = set()
+
+    def digest(path: str, record: int) -> str:
+        if path in skipped:
+            return ""
+        try:
+            return worker(path, record)
+        except (TimeLimitError, ReadStalledError, WorkerDiedError, WorkerStartError) as error:
+            logging.warning("the records of %s are not compared: %s", path, type(error).__name__)
+            skipped.add(path)
+            return ""
+
+    with contextlib.closing(worker):
+        yield digest
+
+
+@dataclasses.dataclass(frozen=True)
+class DigestRecord:
+    """Hashes the bytes of records. It is called in a worker process."""
+
+    def __call__(self, path: str, record: int) -> str:
+        """Returns the hash of a record, 32 hexadecimal digits; "" if it cannot be read."""
+        try:
+            data = read_video(path, record)
+        except (BadVideo, MemoryError):
+            return ""
+        return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+    def is_valid(self, result: Any, *_: Any) -> bool:
+        """Returns whether a result of the worker is a hash, or ""."""
+        return isinstance(result, str) and len(result) in (0, 32)
 
 
 def read_example(path: str, record: int) -> dict[str, bytes | list]:

@@ -6,6 +6,8 @@ import threading
 import ml_collections
 import numpy as np
 import pytest
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 from configs import common
 from invnext_jax.data import copies, files, manifest, shards
@@ -13,6 +15,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.spec import WorldSpec
+from invnext_jax.workers.process_worker import WorkerDiedError
 
 
 @pytest.fixture
@@ -33,6 +36,15 @@ def folder(tmp_path):
 def write(folder, name, rows, columns="path,source,label_x"):
     (folder / f"{name}.csv").write_text("\n".join([columns, *rows]) + "\n")
     return str(folder / f"{name}.csv")
+
+
+def write_shard(path, videos):
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for video in videos:
+        example = tf_example_pb2.Example()
+        example.features.feature["mp4"].bytes_list.value.append(video)
+        writer.write(example.SerializeToString())
+    writer.close()
 
 
 def get_config(train, val, same_manifest=False):
@@ -125,8 +137,10 @@ def test_the_search_by_time_equals_a_comparison_of_all_pairs(folder, seed):
 
 
 def test_copies_in_shards_and_worlds_are_found(folder, monkeypatch):
-    content = {("a", 0): b"one", ("a", 1): b"two", ("b", 0): b"two", ("b", 1): b"three"}
-    monkeypatch.setattr(shards, "read_video", lambda path, record: content[path[-1], record])
+    write_shard(folder / "a", [b"one", b"two"])
+    write_shard(folder / "b", [b"two", b"three"])
+    # Records are read in a worker process, because they can need any amount of memory.
+    monkeypatch.setattr(shards, "read_video", lambda *_: pytest.fail("read in this process"))
     columns = "path,source,label_x,record"
     train = write(folder, "t", ["a,s,0,0", "a,s,0,1"], columns)
     val = write(folder, "v", ["b,s,0,0", "b,s,0,1", "a,s,0,0"], columns)
@@ -136,6 +150,32 @@ def test_copies_in_shards_and_worlds_are_found(folder, monkeypatch):
     assert copies.find_copies(*worlds) == {0: 0, 1: 1, 2: 2}
     other = manifest.read_manifest("world:simple/val?videos=3")
     assert copies.find_copies(worlds[0], other) == {}
+
+
+class Killed:
+    """A worker that dies while it reads the shard `a`."""
+
+    def __init__(self, *_):
+        self.tasks = []
+
+    def __call__(self, path, record):
+        self.tasks.append((path[-1], record))
+        if path.endswith("a"):
+            raise WorkerDiedError("exit code -9")
+        return f"{record:032}"
+
+    def close(self):
+        pass
+
+
+def test_records_that_end_their_worker_are_not_compared(folder, monkeypatch):
+    worker = Killed()
+    monkeypatch.setattr(shards, "SupervisedWorker", lambda *_: worker)
+    columns = "path,source,label_x,record"
+    train = write(folder, "t", ["a,s,0,0", "a,s,0,1", "b,s,0,2"], columns)
+    val = write(folder, "v", ["b,s,0,1", "c,s,0,2"], columns)
+    assert copies.find_copies(*map(manifest.read_manifest, (train, val))) == {1: 2}
+    assert [record for shard, record in worker.tasks if shard == "a"] == [0]
 
 
 def test_comparison_of_contents_has_a_time_limit(folder, monkeypatch):
