@@ -69,6 +69,7 @@ ARROWS = {
     "video": set(),
     "video_lists": {"data"},
     "dataset_prep": {"data", "video", "video_lists", "workers", "synthetic_world", "monitoring"},
+    "dataset_prep.source_digests": {"checkpointing.video_digests", "data", "monitoring"},
     "workers": set(),
     "training": set(),
     "multihost": set(),
@@ -143,7 +144,7 @@ LAYERS = {
         {"shard_metadata", "shard_runner"},
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},
-        {"reencode", "probing", "frame_hashes", "earliest_overlap"},
+        {"reencode", "probing", "frame_hashes", "earliest_overlap", "source_digests"},
         {"csv_files", "video_flags", "worker_map", "tfds_metadata", "shard_files"},
     ],
     "synthetic_world": [

@@ -4,16 +4,28 @@ Beam is used only with a runner that the user specifies. Its local runners liste
 interfaces and serve files without authentication, so they are rejected.
 """
 
+import contextlib
 import functools
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 
-from invnext_jax.dataset_prep.shard_writer import ShardPlan, write_shard
-from invnext_jax.errors import UserError
+from etils import epath
 
+from invnext_jax.data import video_io
+from invnext_jax.dataset_prep.shard_writer import (
+    PARTS,
+    REPORTS,
+    ROW_COUNT_SUFFIX,
+    ShardPlan,
+    write_shard,
+)
+from invnext_jax.errors import UserError
+from invnext_jax.monitoring.progress import ProgressMeter
+
+_POLL_SECONDS = 1.0
 _LOCAL_RUNNERS = ("direct", "fnapi", "prism", "interactive")
 
 
@@ -82,3 +94,37 @@ def write_shards_with_beam(plan: ShardPlan, pending: Sequence[int], flags: Seque
     with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
         indices = pipeline | beam.Create(list(pending)) | beam.Reshuffle()
         indices | beam.Map(functools.partial(write_shard, plan))
+
+
+@contextlib.contextmanager
+def show_progress(plan: ShardPlan, pending: Sequence[int], progress: bool) -> Iterator[None]:
+    """Shows the number of processed rows, polled in a thread."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        total, stopped = sum(len(plan.shard_rows(index)) for index in pending), False
+        with ProgressMeter(total, "video", quiet=not progress) as meter:
+            while not stopped:
+                stopped = stop.wait(_POLL_SECONDS)
+                meter.update(_count_rows(plan, pending))
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _count_rows(plan: ShardPlan, pending: Sequence[int]) -> int:
+    """Counts the rows of shards with a report, and of temporary shards on this machine."""
+    names = {path.name for path in (epath.Path(plan.out) / REPORTS).iterdir()}
+    done = sum(len(plan.shard_rows(n)) for n in pending if plan.report_path(n).name in names)
+    if not video_io.is_remote(plan.out):
+        for path in (epath.Path(plan.out) / PARTS).glob(f"*{ROW_COUNT_SUFFIX}"):
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # the file is being written or was already removed
+                done += int(path.read_text())
+    return done

@@ -23,6 +23,7 @@ from invnext_jax import atomic_file, sanitize
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
+from invnext_jax.dataset_prep import source_digests
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS, Encoding, Reencoder
 from invnext_jax.dataset_prep.shard_files import read_json, write_text
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
@@ -81,6 +82,11 @@ class ShardPlan:
         """Returns the path of a shard's list of damaged videos, which retries preserve."""
         path = self.report_path(index)
         return path.with_name(f"{path.name}.damaged")
+
+    def digests_path(self, index: int) -> epath.Path:
+        """Returns the path of the digests of a shard's source videos, which retries preserve."""
+        path = self.report_path(index)
+        return path.with_name(f"{path.name}.digests")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +157,15 @@ def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None
     if read_report(plan, index) is not None:
         return
     path, remote = plan.shard_path(index), video_io.is_remote(plan.out)
+    manifest = _load_manifest(plan.manifests, plan.sha256, plan.access)
+    digests = source_digests.hash_sources(manifest, plan.shard_rows(index), plan.timeout)
     with tempfile.TemporaryDirectory() as scratch:
         folder = scratch if remote else os.path.join(plan.out, PARTS)
         temporary = os.path.join(folder, f"{path.name}.{uuid.uuid4().hex}")
         written, quarantined, damaged = _write_records(plan, index, temporary, stop)
+        # Written first, so that a shard never contains videos that are missing in its digests.
+        known = [(row, digests[row]) for row, *_ in written if digests[row]]
+        write_text(plan.digests_path(index), json.dumps(known) + "\n")
         report = ShardReport(os.path.getsize(temporary), written, quarantined, damaged)
         if remote:
             epath.Path(temporary).copy(path, overwrite=True)

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,25 +24,22 @@ from invnext_jax import atomic_file, file_lock
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.data.access_rules import AccessRules
-from invnext_jax.dataset_prep import shard_metadata, shard_runner
+from invnext_jax.dataset_prep import shard_metadata, shard_runner, source_digests
 from invnext_jax.dataset_prep.reencode import Encoding
 from invnext_jax.dataset_prep.shard_files import read_json, write_text
 from invnext_jax.dataset_prep.shard_metadata import ShardSummary
 from invnext_jax.dataset_prep.shard_writer import (
     PARTS,
     REPORTS,
-    ROW_COUNT_SUFFIX,
     ShardPlan,
     read_report,
 )
 from invnext_jax.errors import UserError
 from invnext_jax.field_checks import COUNT, TEXT, check_fields, integer, list_of
-from invnext_jax.monitoring.progress import ProgressMeter
 
 FORMAT = 1  # increase it when the same settings produce different shards
 ROWS_PER_SHARD, MIN_SHARDS = 256, 16  # defaults
 SETTINGS = "settings.json"
-POLL_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +87,15 @@ def prepare_shards(
 
     Raises:
       UserError: The manifest cannot be read, `out` contains other data, another run is writing
-          to it, no video can be encoded, or Beam is requested but not installed.
+          to it, an encoded video was replaced, no video can be encoded, or Beam is requested but
+          not installed.
     """
     encoding, options = encoding or Encoding(), options or ShardingOptions()
     _check_options(encoding, options, split)
     plan, rows = _make_plan(manifest, out, split, encoding, options)
     plan = _match_existing(plan)
     with _lock_folder(plan):
+        _check_sources(plan, rows, options.progress)
         reports = [read_report(plan, index) for index in range(plan.count)]
         if options.retry:
             reports = [None if report and report.quarantined else report for report in reports]
@@ -106,7 +104,7 @@ def prepare_shards(
             shard_metadata.mark_incomplete(plan)
             for index in pending:
                 plan.report_path(index).unlink(missing_ok=True)
-            with _show_progress(plan, pending, options.progress):
+            with shard_runner.show_progress(plan, pending, options.progress):
                 _write_pending(plan, pending, options)
         reports = [read_report(plan, index) for index in range(plan.count)]
         if None in reports:
@@ -250,42 +248,24 @@ def _lock_folder(plan: ShardPlan) -> Iterator[None]:
         yield
 
 
+def _check_sources(plan: ShardPlan, manifest: manifest_lib.Manifest, progress: bool) -> None:
+    """Checks that the source videos of existing shards have not changed."""
+    digests: dict[int, str] = {}
+    for index in range(plan.count):
+        if plan.shard_path(index).exists():  # a missing shard is rebuilt from its rows
+            path = plan.digests_path(index)
+            digests |= source_digests.read_digests(path, plan.shard_rows(index))
+    paths = source_digests.find_changed(manifest, digests, plan.timeout, progress)
+    if paths:
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        raise UserError(
+            f"the video {ascii(paths[0])}{others} changed after --out={plan.out} was written, and "
+            "the records there may be in use: restore the file, or use another --out"
+        )
+
+
 def _write_pending(plan: ShardPlan, pending: Sequence[int], options: ShardingOptions) -> None:
     if options.beam:
         shard_runner.write_shards_with_beam(plan, pending, options.beam)
     else:
         shard_runner.write_shards(plan, pending, options.workers)
-
-
-@contextlib.contextmanager
-def _show_progress(plan: ShardPlan, pending: Sequence[int], progress: bool) -> Iterator[None]:
-    """Shows the number of processed rows, polled in a thread."""
-    stop = threading.Event()
-
-    def poll() -> None:
-        total, stopped = sum(len(plan.shard_rows(index)) for index in pending), False
-        with ProgressMeter(total, "video", quiet=not progress) as meter:
-            while not stopped:
-                stopped = stop.wait(POLL_SECONDS)
-                meter.update(_count_rows(plan, pending))
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _count_rows(plan: ShardPlan, pending: Sequence[int]) -> int:
-    """Counts the rows of shards with a report, and of temporary shards on this machine."""
-    names = {path.name for path in (epath.Path(plan.out) / REPORTS).iterdir()}
-    done = sum(len(plan.shard_rows(n)) for n in pending if plan.report_path(n).name in names)
-    if not video_io.is_remote(plan.out):
-        for path in (epath.Path(plan.out) / PARTS).glob(f"*{ROW_COUNT_SUFFIX}"):
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # the file is being written or was already removed
-                done += int(path.read_text())
-    return done

@@ -79,6 +79,86 @@ def test_leftover_files_that_are_damaged_are_one_sentence(tmp_path, prepare, nam
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def write_split(tmp_path, videos, monkeypatch):
+    """Returns a function that writes rows of a list to the shards of the folder out."""
+    monkeypatch.setattr(sharding, "_write_pending", write_in_process)
+    for name in ("a.mp4", "b.mp4"):
+        videos.write(tmp_path / name, frames=5, options={"preset": "ultrafast"})
+
+    def write(*rows, **fields):
+        (tmp_path / "list.csv").write_text("\n".join(["path,source", *rows]) + "\n")
+        options = sharding.ShardingOptions(progress=False, **fields)
+        arguments = str(tmp_path), str(tmp_path / "out"), "train", Encoding(short_side=48), options
+        return sharding.prepare_shards(*arguments)
+
+    return write
+
+
+def replace_video(path):
+    """Changes one byte at the end of a video; its size stays the same."""
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+
+
+def test_shards_of_videos_that_were_replaced_since_are_an_error(tmp_path, write_split):
+    rows = ("a.mp4,s", "b.mp4,s", "b.mp4,s", "late.mp4,s")
+    assert write_split(*rows, shards=2).written == 3
+    replace_video(tmp_path / "b.mp4")
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for retry in (False, True):
+        with pytest.raises(UserError, match=r"video '\S*b\.mp4' changed .* use another --out$"):
+            write_split(*rows, shards=2, retry=retry)
+    assert all(path.read_bytes() == content for path, content in files.items())
+    replace_video(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4' and 1 more changed"):
+        write_split(*rows, shards=2)
+    for name in ("a.mp4", "b.mp4"):  # deleted originals are not needed again
+        (tmp_path / name).unlink()
+    assert write_split(*rows, shards=2).reused == 2
+
+
+def test_replaced_videos_are_found_when_an_interrupted_command_continues(
+    tmp_path, write_split, monkeypatch
+):
+    rows = ("a.mp4,s", "b.mp4,s")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(sharding, "_write_pending", lambda plan, *_: write_in_process(plan, [0], 0))
+        with pytest.raises(UserError, match="repeat the command"):
+            write_split(*rows, shards=2)
+    replace_video(tmp_path / "b.mp4")  # not yet encoded
+    content = (tmp_path / "a.mp4").read_bytes()
+    replace_video(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4' changed"):
+        write_split(*rows, shards=2)
+    (tmp_path / "a.mp4").write_bytes(content)
+    assert write_split(*rows, shards=2).reused == 1
+
+
+def test_a_retry_keeps_the_digests_of_kept_records(tmp_path, write_split, videos):
+    rows = ("a.mp4,s", "late.mp4,s")
+    assert write_split(*rows, shards=1).quarantined == 1
+    videos.write(tmp_path / "late.mp4", frames=5, options={"preset": "ultrafast"})
+    assert write_split(*rows, shards=1, retry=True).written == 2
+    for name in ("a.mp4", "late.mp4"):
+        content = (tmp_path / name).read_bytes()
+        replace_video(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name}' changed"):
+            write_split(*rows, shards=1)
+        (tmp_path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("content", [None, "{", "3", "[1]", '[["0", ""]]', "[[0, 1]]", '[[9, ""]]'])
+def test_shards_without_valid_digests_are_kept(tmp_path, write_split, content):
+    write_split("a.mp4,s")
+    (path,) = (tmp_path / "out/reports").glob("*.digests")
+    if content is None:  # written by an earlier version
+        path.unlink()
+    else:
+        path.write_text(content)
+    replace_video(tmp_path / "a.mp4")
+    assert write_split("a.mp4,s").reused == 1
+
+
 def test_leftover_links_are_not_followed(tmp_path, prepare):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
