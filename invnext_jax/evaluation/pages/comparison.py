@@ -19,6 +19,7 @@ from invnext_jax.evaluation.pages import (
     neighbor_examples,
     overview,
     paired_differences,
+    replaced_file,
     row_names,
 )
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
@@ -35,8 +36,10 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
       out: HTML file to write.
 
     Raises:
-      UserError: a folder has no results, or there is only one, which has no steps.
+      UserError: a folder has no results, or there is only one, which has no steps; or `out` is
+        another file, see `replaced_file`.
     """
+    replaced_file.check_replaceable(out)
     evaluations = read_evaluations(folders)
     clip_strips.clear_caches()
     protocols = dict.fromkeys(

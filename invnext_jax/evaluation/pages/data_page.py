@@ -32,7 +32,7 @@ from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.train_order import Mixture
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import visualization
-from invnext_jax.evaluation.pages import report
+from invnext_jax.evaluation.pages import replaced_file, report
 from invnext_jax.models.patches import clip_grid
 from invnext_jax.objectives import masks
 from invnext_jax.stages import image_teacher, registry
@@ -69,10 +69,12 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
       clips: number of clips to show.
 
     Raises:
-      UserError: the config is invalid, a file is missing, or no video can be read.
+      UserError: the config is invalid, a file is missing, no video can be read, or `out` is another
+        file, see `replaced_file`.
     """
     if clips < 1:
         raise UserError(f"clips={clips} must be at least 1")
+    replaced_file.check_replaceable(out)
     registry.find_stage(config)
     config_checks.check_config(config)
     masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)

@@ -14,7 +14,7 @@ from invnext_jax import atomic_file, regular_file
 from invnext_jax.checkpointing import reader, run_record
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import results_file, tables
-from invnext_jax.evaluation.pages import charts, run_clips
+from invnext_jax.evaluation.pages import charts, replaced_file, run_clips
 from invnext_jax.evaluation.pages.reported_run import ReportedRun, name_folders
 from invnext_jax.monitoring import metrics_file
 
@@ -36,10 +36,12 @@ def write_report(
       links: names and relative addresses of other pages.
 
     Raises:
-      UserError: a folder is neither a run nor an evaluation.
+      UserError: a folder is neither a run nor an evaluation, or `out` is another file, see
+        `replaced_file`.
     """
     if not folders and not links:
         raise UserError("specify the workdirs of the runs and evaluations to report on")
+    replaced_file.check_replaceable(out)
     runs, results = [], read_evaluations(folders)
     for folder in map(Path, folders):
         if os.path.isfile(folder / results_file.RESULTS):

@@ -8,6 +8,7 @@ from typing import Any
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.metrics.formats import MetricFormat
+from invnext_jax.evaluation.pages import replaced_file
 from invnext_jax.evaluation.pages.paired_differences import find_places, find_verdict
 from invnext_jax.evaluation.pages.report import render
 from invnext_jax.evaluation.pages.reported_run import name_folders
@@ -28,7 +29,8 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
       baseline: see `comparison.make_tables`.
 
     Raises:
-      UserError: the folder has no sweep, or the file cannot be written or has another ending.
+      UserError: the folder has no sweep, or the file cannot be written, has another ending or other
+        contents, see `replaced_file`.
     """
     writers: dict[str, Callable[..., str]] = {
         ".html": lambda: render("sweep.html", **describe_sweep(folder, results, tables)),
@@ -38,6 +40,7 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
     suffix = Path(out).suffix
     if suffix not in writers:
         raise UserError(f"--report={out} must end in one of {', '.join(writers)}")
+    replaced_file.check_replaceable(out)
     sweep = folder.read_sweep()
     results = collect_results(sweep, status_table.read_current_states(folder, sweep))
     tables = make_tables(results, baseline)
@@ -64,6 +67,7 @@ def write_pages(
     Raises:
       UserError: see `write_tables`.
     """
+    replaced_file.check_replaceable(out)
     names = name_folders([folder.path for folder in folders])
     texts, links = [], {}
     for number, (name, folder) in enumerate(zip(names, folders, strict=True), 1):

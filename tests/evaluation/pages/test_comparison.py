@@ -123,7 +123,8 @@ def test_other_videos_are_not_paired(tmp_path, manifest):
     other = write_evaluation(tmp_path / "b", manifest, make_scores(60), manifests={"val": "x"})
     table = compare(first, other)
     assert table["differences"] == [] and marks(table) == ["", "apart"]
-    page = comparison.write_comparison([first, other], tmp_path / "page.html").read_text()
+    for _ in range(2):  # replaces the earlier page
+        page = comparison.write_comparison([first, other], tmp_path / "page.html").read_text()
     assert "b and a have different held-out videos, so no differences are shown." in page
 
 
