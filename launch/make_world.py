@@ -3,7 +3,8 @@
     python launch/make_world.py --out=data/world --split=train --videos=2000
 
 With --anticipation_videos, clips of the level "anticipation" are also written, to OUT/anticipation.
-Repeating the command resumes an interrupted run and leaves a finished folder unchanged.
+Repeating the command resumes an interrupted run and leaves a finished folder unchanged. A larger
+number of videos adds clips. A smaller number or other options are errors.
 """
 
 import dataclasses

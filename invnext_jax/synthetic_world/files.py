@@ -16,6 +16,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def write_world(
     workers: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Writes clips 0 to `videos` - 1 of `spec`. Existing clips are skipped.
+    """Writes clips 0 to `videos` - 1 of `spec`. Existing clips are kept.
 
     Args:
       spec: Parameters of the world. All splits of a world use the same folder.
@@ -61,7 +62,7 @@ def write_world(
       Path of the manifest.
 
     Raises:
-      UserError: `videos` is not positive, or `out_dir` contains a different world.
+      UserError: `videos` is not positive, or `out_dir` contains a different world or more clips.
       RuntimeError: A worker process died.
     """
     if videos < 1:
@@ -69,7 +70,14 @@ def write_world(
     out_dir = Path(out_dir)
     _prepare_folder(spec, out_dir)
     manifest = out_dir / f"{spec.split}.csv"
-    if _count_lines(manifest) == videos + 1:
+    lines = _count_lines(manifest)
+    existing = max(lines - 1, _count_clips(spec, out_dir))
+    if existing > videos:
+        raise UserError(
+            f"{out_dir / spec.split} has {existing} clips, more than {videos}: request at least "
+            f"{existing}, use a different folder or delete it"
+        )
+    if lines == videos + 1:
         return manifest
     pending = _pending_clips(spec, out_dir, videos)
     done = videos - len(pending)
@@ -106,6 +114,12 @@ def _count_lines(manifest: Path) -> int:
         return regular_file.read_bytes(manifest, MAX_MANIFEST_BYTES).count(b"\n")
     except OSError:
         return 0
+
+
+def _count_clips(spec: WorldSpec, out_dir: Path) -> int:
+    """Returns the largest number of an existing clip plus 1; 0 if there are no clips."""
+    names = (re.fullmatch(r"(\d{6,})\.mp4", e.name) for e in os.scandir(out_dir / spec.split))
+    return max((int(name[1]) + 1 for name in names if name), default=0)
 
 
 def _options(spec: WorldSpec) -> dict[str, float | None]:

@@ -102,6 +102,24 @@ def test_finished_world_is_unchanged_and_a_longer_one_adds_clips(tmp_path, monke
     assert (tmp_path / "val.csv").read_text().count("\n") == 7
 
 
+def test_a_smaller_number_of_clips_is_an_error(tmp_path):
+    spec = WorldSpec(size=16, frames=2)
+    manifest = write_world(spec, tmp_path, 4, progress=False)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"train has 4 clips, more than 3: request at least 4, use"):
+        write_world(spec, tmp_path, 3, progress=False)
+    assert contents(tmp_path) == before
+    manifest.unlink()  # the command was interrupted
+    with pytest.raises(UserError, match="train has 4 clips, more than 2"):
+        write_world(spec, tmp_path, 2, progress=False)
+    for path in tmp_path.glob("train/*.mp4"):
+        path.unlink()
+    manifest.write_bytes(before["train.csv"])
+    with pytest.raises(UserError, match="train has 4 clips, more than 3"):
+        write_world(spec, tmp_path, 3, progress=False)
+    write_world(dataclasses.replace(spec, split="val"), tmp_path, 3, progress=False)
+
+
 def test_splits_share_a_folder_and_other_worlds_are_errors(tmp_path):
     write_world(WorldSpec(split="val"), tmp_path, 1, progress=False)
     write_world(WorldSpec(split="test"), tmp_path, 1, progress=False)
