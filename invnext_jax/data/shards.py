@@ -99,12 +99,25 @@ def open_digester() -> Iterator[Callable[[str, int], str]]:
         try:
             return worker(path, record)
         except (TimeLimitError, ReadStalledError, WorkerDiedError, WorkerStartError) as error:
-            logging.warning("the records of %s are not compared: %s", path, type(error).__name__)
+            logging.warning("the records of %s are not read: %s", path, type(error).__name__)
             skipped.add(path)
             return ""
 
     with contextlib.closing(worker):
         yield digest
+
+
+def check_readable(path: str) -> None:
+    """Checks that a worker process can read the videos of all records of a shard.
+
+    Raises:
+      BadVideo: It cannot read one of them.
+      ValueError: As in `count_records`.
+    """
+    with open_digester() as digest:
+        for record in range(count_records(path)):
+            if not digest(path, record):
+                raise BadVideo(f"{name_video(path, record)}: it cannot be read", "corrupt")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -268,10 +268,10 @@ def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list
         return []
     if video_io.is_remote(plan.out):  # the reader needs a local file
         shard = shard.copy(epath.Path(folder) / "kept", overwrite=True)
-    names, kept = ("row", *VIDEO_COLUMNS), []
+    names = ("row", *VIDEO_COLUMNS)
     try:
-        for example, _ in shards.iterate_records(shard):
-            kept.append([round(example[name][0], 3) for name in names])
+        shards.check_readable(os.fspath(shard))
+        kept = [[round(e[name][0], 3) for name in names] for e, _ in shards.iterate_records(shard)]
     # A damaged record may have no or other values.
     except (BadVideo, LookupError, TypeError, ValueError, OverflowError):
         return []

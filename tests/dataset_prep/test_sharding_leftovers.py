@@ -10,6 +10,7 @@ from invnext_jax.data import shards
 from invnext_jax.dataset_prep import shard_writer, sharding
 from invnext_jax.dataset_prep.reencode import Encoding
 from invnext_jax.errors import UserError
+from invnext_jax.workers.process_worker import WorkerDiedError
 
 
 def write_in_process(plan, todo, options):
@@ -206,3 +207,25 @@ def test_records_of_a_leftover_shard_are_checked(tmp_path, prepare, values):
     with (tmp_path / "out/train.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["fps"]) == (1 if values == {"int64_list": [1]} else 25)
+
+
+class Killed:
+    """A worker that dies in each call."""
+
+    def __init__(self, *_):
+        pass
+
+    def __call__(self, *_):
+        raise WorkerDiedError("exit code -9")
+
+    def close(self):
+        pass
+
+
+def test_records_that_end_a_worker_are_written_again(tmp_path, prepare, monkeypatch):
+    prepare()
+    for report in (tmp_path / "out/reports").glob("train-*.json"):
+        report.unlink()
+    monkeypatch.setattr(shards, "SupervisedWorker", Killed)
+    monkeypatch.setattr(shards, "iterate_records", lambda _: pytest.fail("read in this process"))
+    assert prepare().written == 1
