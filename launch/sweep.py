@@ -119,9 +119,19 @@ flags.DEFINE_multi_string(
 def main(argv: Sequence[str]) -> None:
     """Runs a sweep, or one of the other commands."""
     del argv
-    from invnext_jax.sweeps import command_line
+    from invnext_jax.sweeps import flag_checks
+
+    flag_checks.check_flags(_list_given(), flags.FLAGS.executor)
+    from invnext_jax.sweeps import command_line  # imports JAX
 
     command_line.run()
+
+
+def _list_given() -> list[str]:
+    """Returns the names of the flags of this file that the command line sets."""
+    module = flags.FLAGS.find_module_defining_flag("workdir")
+    found = flags.FLAGS.flags_by_module_dict()[module]
+    return [flag.name for flag in found if flag.present and flag.value is not False]
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ _OF_CLUSTERS = ("storage", "folder", "image", "spot", "infra")
 
 
 def run() -> None:
-    """Runs a sweep, or one of the other commands. The flags must have been parsed."""
+    """Runs a sweep, or one of the other commands.
+
+    The flags must have been parsed, and checked by `flag_checks.check_flags`.
+    """
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the jobs
-    flag_checks.check_flags(_list_given(), FLAGS.executor)
     folder = SweepFolder(FLAGS.workdir)
     if FLAGS.status:
         print(commands.show_status(folder))
@@ -50,13 +52,6 @@ def run() -> None:
             folder, _read_request(), _make_executor, options, FLAGS.retry_failed
         ):
             sys.exit(1)
-
-
-def _list_given() -> list[str]:
-    """Returns the names of the flags of the command that the command line sets."""
-    module = FLAGS.find_module_defining_flag("workdir")
-    found = FLAGS.flags_by_module_dict()[module]
-    return [flag.name for flag in found if flag.present and flag.value is not False]
 
 
 def _check_executor(folder: SweepFolder) -> None:

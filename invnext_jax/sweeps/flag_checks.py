@@ -1,9 +1,14 @@
 """Checks which flags of `launch/sweep.py` have an effect together and agree with the sweep."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from invnext_jax.errors import UserError
-from invnext_jax.sweeps.sweep_folder import SweepFolder
+
+if TYPE_CHECKING:  # imports JAX; errors of flags do not wait for it
+    from invnext_jax.sweeps.sweep_folder import SweepFolder
 
 # Flags that replace the run of the sweep by another command, and the flags that the command reads.
 # A name that ends in a dot means all flags that start with it. A dry run reads all flags of a

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from absl import logging
 from einops import rearrange, reduce
-from sklearn.ensemble import RandomForestClassifier
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.dense import truth_source
@@ -143,6 +142,8 @@ def fit_forest(
     seed: int = 0,
 ) -> ClassifierResult:
     """Fits a random forest to [b d] features and measures its accuracy on the held-out videos."""
+    from sklearn.ensemble import RandomForestClassifier  # slow, and only needed here
+
     start = time.perf_counter()
     model = RandomForestClassifier(trees, random_state=seed, n_jobs=-1)
     model.fit(train_bd, train_labels_b)
