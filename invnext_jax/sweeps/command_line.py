@@ -12,7 +12,6 @@ from invnext_jax.sweeps.executors.slurm import SlurmExecutor
 from invnext_jax.sweeps.executors.slurm_script import SlurmOptions
 from invnext_jax.sweeps.manifests.options import ClusterOptions
 from invnext_jax.sweeps.manifests.write import System
-from invnext_jax.sweeps.report import sweep_page
 from invnext_jax.sweeps.runner import RunOptions
 from invnext_jax.sweeps.sweep_folder import SweepFolder
 
@@ -34,6 +33,8 @@ def run() -> None:
     if FLAGS.status:
         print(commands.show_status(folder))
     elif FLAGS.report:
+        from invnext_jax.sweeps.report import sweep_page  # imports Matplotlib
+
         print(sweep_page.write_tables(folder, FLAGS.report, FLAGS.baseline))
     elif FLAGS.dry_run:
         print(commands.predict(folder.path, _read_request(required=True), FLAGS.device))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.metrics.intervals import LEVEL, mean_standard_error
@@ -172,7 +172,7 @@ def compare(base: Seeds, other: Seeds) -> Difference | None:
         mean, error = float(differences.mean()), mean_standard_error(differences)
         if np.allclose(differences, mean, rtol=1e-9, atol=1e-12):  # an interval of no width
             return Difference(mean, math.nan, math.nan, len(seeds), "seeds")
-        reach = float(stats.t.ppf((1 + LEVEL) / 2, len(seeds) - 1)) * error
+        reach = float(special.stdtrit(len(seeds) - 1, (1 + LEVEL) / 2)) * error
         return Difference(mean, mean - reach, mean + reach, len(seeds), "seeds")
     rows = base[seeds[0]].row, other[seeds[0]].row
     if None not in rows:
