@@ -22,6 +22,8 @@ def read_json(path: epath.Path, advice: str = "specify a new folder") -> Any:
     if not video_io.is_remote(os.fspath(path)):
         return json_file.read_value(path, advice, MAX_BYTES)
     try:
+        if (size := path.stat().length) > MAX_BYTES:
+            raise OSError(f"{size:,} bytes are more than {MAX_BYTES:,}")
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): {advice}") from error

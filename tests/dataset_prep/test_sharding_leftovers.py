@@ -5,9 +5,10 @@ import json
 import os
 
 import pytest
+from etils import epath
 
 from invnext_jax.data import shards
-from invnext_jax.dataset_prep import shard_writer, sharding
+from invnext_jax.dataset_prep import shard_files, shard_writer, sharding
 from invnext_jax.dataset_prep.reencode import Encoding
 from invnext_jax.errors import UserError
 from invnext_jax.workers.process_worker import WorkerDiedError
@@ -229,3 +230,13 @@ def test_records_that_end_a_worker_are_written_again(tmp_path, prepare, monkeypa
     monkeypatch.setattr(shards, "SupervisedWorker", Killed)
     monkeypatch.setattr(shards, "iterate_records", lambda _: pytest.fail("read in this process"))
     assert prepare().written == 1
+
+
+def test_large_json_files_of_remote_folders_are_not_read(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / "report.json")
+    path.write_text("[1, 2, 3]")
+    monkeypatch.setattr(shard_files.video_io, "is_remote", lambda _: True)
+    assert shard_files.read_json(path) == [1, 2, 3]
+    monkeypatch.setattr(shard_files, "MAX_BYTES", 8)
+    with pytest.raises(UserError, match="9 bytes are more than 8"):
+        shard_files.read_json(path)
