@@ -120,7 +120,7 @@ $(PARITY): $(TEST)
 	$(PIP) torch==$(TORCH) transformers==$(TRANSFORMERS)
 	@touch $@
 
-# The compiler is in a folder of its own, because JAX in $(VENV) would otherwise look for TPUs.
+# The compiler is in a separate folder, because JAX in $(VENV) would otherwise look for TPUs.
 $(TPU_COMPILER): $(RUNTIME)
 	@rm -rf $(VENV)/tpu
 	$(PIP) --no-deps --target $(VENV)/tpu "$(LIBTPU)"

@@ -23,6 +23,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 # other fields change what a step computes. docs/scripts/generate_options.py copies the conditions.
 _ROUNDING = "yes; results are equal up to rounding"
 _CONTENT = "yes, if the content is the same"
+_MISSING = object()
 _NEUTRAL = ("yes", _ROUNDING)  # rules of options that do not change the result
 CHANGEABLE_FIELDS: dict[str, str] = {
     "epochs": "yes, with the same warning as `total_steps`",
@@ -74,14 +75,8 @@ def result_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       tree: a config as read from a JSON file, or the output of `config_to_json`.
     """
-    neutral = [field for field, rule in CHANGEABLE_FIELDS.items() if rule in _NEUTRAL]
-    fields = flatten(upgrade_config(tree))
-    return {
-        name: value
-        for name, value in fields.items()
-        if not any(_is_part(name, field) for field in neutral)
-        and (name not in _ADDED_FIELDS or _ADDED_FIELDS[name] != value)
-    }
+    fields = _set_fields(tree)
+    return {name: value for name, value in fields.items() if resume_rule(name) not in _NEUTRAL}
 
 
 def hash_fixed_options(tree: Mapping[str, Any]) -> str:
@@ -93,15 +88,15 @@ def hash_fixed_options(tree: Mapping[str, Any]) -> str:
     Args:
       tree: see `result_fields`.
     """
+    fields = _set_fields(tree)
+    fixed = {name: value for name, value in fields.items() if resume_rule(name) == "no"}
+    return json_file.hash_json(fixed)
+
+
+def _set_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all options that differ from versions in which they did not exist, by dotted name."""
     fields = flatten(upgrade_config(tree))
-    return json_file.hash_json(
-        {
-            name: value
-            for name, value in fields.items()
-            if resume_rule(name) == "no"
-            and (name not in _ADDED_FIELDS or _ADDED_FIELDS[name] != value)
-        }
-    )
+    return {n: value for n, value in fields.items() if _ADDED_FIELDS.get(n, _MISSING) != value}
 
 
 # Fields that may differ between the hosts of a run: paths, and settings for reading the data.

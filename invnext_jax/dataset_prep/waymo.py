@@ -143,13 +143,11 @@ class _ConvertSegment:
         return isinstance(result, str)
 
 
-@contextlib.contextmanager
-def _start_worker(function: _ConvertSegment) -> Iterator[Callable[[str], str]]:
-    worker = SupervisedWorker(functools.partial(ProcessWorker, function), SECONDS, tries=1)
-    try:
-        yield worker
-    finally:
-        worker.close()
+def _start_worker(
+    function: _ConvertSegment,
+) -> contextlib.AbstractContextManager[Callable[[str], str]]:
+    make_worker = functools.partial(ProcessWorker, function)
+    return contextlib.closing(SupervisedWorker(make_worker, SECONDS, tries=1))
 
 
 def _find_failure(convert_segment: Callable[[str], str], segment: str) -> str:

@@ -1,7 +1,7 @@
 """Adds stored outputs of the frozen image teacher to the batches of a run (`config.teacher.cache`).
 
 If each video always gives the same clip, the teacher's outputs for it are also the same. They are
-computed once, by a compiled function of its own, and then read in later epochs and by later runs.
+computed once, by a separate compiled function, and then read in later epochs and by later runs.
 The step gets the outputs as a part of the batch, whether they were read or computed. Therefore, the
 step is compiled once, its shapes do not depend on what is stored, and a run has the same results
 with an empty and a full folder. Several threads read the outputs for a batch while the devices
@@ -107,10 +107,8 @@ class TeacherCache:
         """
         b, shapes = len(batch["index"]), self._store.shapes.items()
         arrays = {name: np.empty((b, *shape.shape), shape.dtype) for name, shape in shapes}
-        rows, hashes = (
-            batch["index"].tolist(),
-            self._pool.map(self._store.hash_clip, batch["video"]),
-        )
+        rows = batch["index"].tolist()
+        hashes = self._pool.map(self._store.hash_clip, batch["video"])
         outputs = [{name: array[i] for name, array in arrays.items()} for i in range(b)]
         clips = list(zip(rows, hashes, outputs, strict=True))
         found = list(self._pool.map(self._store.read, *zip(*clips, strict=True)))
