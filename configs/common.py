@@ -230,6 +230,10 @@ def defaults() -> ml_collections.ConfigDict:
             # Fraction of the masked patches that is predicted. The patches are drawn at random in
             # each step. Values below 1 change the method.
             "predicted": 1.0,
+            # Number of frames whose visible tokens the predictor gets, drawn at random for each
+            # clip and step. 0: all frames. Other values change the method: tokens of the drawn
+            # frames then have to describe the other frames.
+            "context_frames": 0,
             # For multi_block: pairs (number of blocks, area of a block as a fraction of the frame).
             # Each pair gives one mask. Stage 1 uses only the first one.
             "blocks": ((8, 0.15), (2, 0.7)),

@@ -68,7 +68,10 @@ UNUSED = {
         + ("frames_share", "cache")
     },
     "mask.ratio": ("stage2", {}, "config.mask.kind='multi_block' does not read it"),
-    "mask.predicted": ("stage1", NO_PREDICTOR, "no active loss predicts patches"),
+    **{
+        f"mask.{name}": ("stage1", NO_PREDICTOR, "no active loss predicts patches")
+        for name in ("predicted", "context_frames")
+    },
     **{
         f"mask.{name}": ("stage1", {}, "set config.mask.kind to 'multi_block'")
         for name in ("blocks", "visible", "aspect", "fit", "max_temporal_keep")
@@ -212,7 +215,7 @@ def test_training_step_does_not_depend_on_unused_options(name, one_device):
     unused = find_unused(config)
     sections = ("mask.", "predictor.", "decoder.", "teacher.", "target.")
     # These add operations whose results nothing reads.
-    dead = {"teacher.taps", "teacher.tap_interval", "target.drop_path"}
+    dead = {"teacher.taps", "teacher.tap_interval", "target.drop_path", "mask.context_frames"}
     changed = [o for o in unused if o.startswith(sections) and o not in dead]
     assert len(changed) > 3
     config.update_from_flattened_dict({o: other(value(config, o)) for o in changed})

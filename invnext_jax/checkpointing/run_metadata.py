@@ -138,6 +138,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "log.strips": 0,
     "log.tracker": "",
     "log.watchdog_minutes": 15.0,
+    "mask.context_frames": 0,
     "mask.max_temporal_keep": 1.0,
     "mask.predicted": 1.0,
     "optimizer.base_learning_rate": 0.0,

@@ -83,3 +83,16 @@ def _ungather(x_bkd: jax.Array, index_bk: jax.Array, n: int) -> jax.Array:
     source_bn = jnp.argmax(match_bnk, axis=2)
     x_bnd = jnp.take_along_axis(x_bkd, source_bn[:, :, None], axis=1)
     return jnp.where(jnp.any(match_bnk, axis=2)[:, :, None], x_bnd, 0.0)
+
+
+def hide_tokens(
+    tokens_bnd: jax.Array, seen_bk: jax.Array | None, mask_token_d: jax.Array
+) -> jax.Array:
+    """Replaces class tokens, and visible tokens where `seen_bk` is False, with the mask token.
+
+    Returns the tokens unchanged if `seen_bk` is None.
+    """
+    if seen_bk is None:
+        return tokens_bnd
+    seen_bn = jnp.pad(seen_bk, ((0, 0), (tokens_bnd.shape[1] - seen_bk.shape[1], 0)))
+    return jnp.where(seen_bn[..., None], tokens_bnd, mask_token_d)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend, padded_length
-from invnext_jax.models.gather import broadcast_leading, gather_tokens, unstack
+from invnext_jax.models.gather import broadcast_leading, gather_tokens, hide_tokens, unstack
 from invnext_jax.models.layers import (
     ACTIVATIONS,
     Block,
@@ -133,6 +133,7 @@ class Predictor(nn.Module):
         masked_bm: jax.Array,
         grid: Grid,
         chosen_bm: jax.Array | None = None,
+        seen_bk: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts the latents of the masked positions.
 
@@ -143,6 +144,8 @@ class Predictor(nn.Module):
           grid: frames, rows and columns of the clip.
           chosen_bm: indices into `masked_bm` of the latents to return; None for all. They do not
             affect the values of the latents, because all masked tokens take part in the attention.
+          seen_bk: bool, which visible tokens the predictor gets; None for all. Mask tokens replace
+            the others and the class tokens, which describe the whole clip.
 
         Returns:
           Float32 [b m width], in the order of the chosen positions.
@@ -151,7 +154,7 @@ class Predictor(nn.Module):
             output_bm = masked_bm + self.class_tokens
         else:
             output_bm = jnp.take_along_axis(masked_bm, chosen_bm, axis=1) + self.class_tokens
-        x_bnd = self._assemble_tokens(tokens_bnd, keep_bk, masked_bm, grid)
+        x_bnd = self._assemble_tokens(tokens_bnd, keep_bk, masked_bm, grid, seen_bk)
         self.sow("intermediates", "sequence", x_bnd)
         x_bnd = shard_tokens(replicate_tokens(x_bnd))
         x_bnd = ProjectionHead(self.width, False, self.dtype, name="project")(x_bnd)
@@ -164,11 +167,12 @@ class Predictor(nn.Module):
             return gather_tokens(x_bnd, output_bm)
         return self._apply_modernbert(x_bnd, output_bm)
 
-    def _assemble_tokens(self, tokens_bnd, keep_bk, masked_bm, grid):
+    def _assemble_tokens(self, tokens_bnd, keep_bk, masked_bm, grid, seen_bk):
         """Adds positions; returns class tokens, then visible and mask tokens in raster order."""
         c, d = self.class_tokens, self.encoder_width
         init = with_logical_axes(nn.initializers.normal(0.02), ("embed",))
         mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
+        tokens_bnd = hide_tokens(tokens_bnd, seen_bk, mask_token_d)
         b, m = masked_bm.shape
         masks_bmd = jnp.broadcast_to(mask_token_d[None, None], (b, m, d))
         # The inverse permutation of (visible, masked) restores raster order.
@@ -220,6 +224,7 @@ class VJepaPredictor(nn.Module):
         masked_bm: jax.Array,
         grid: Grid,
         chosen_bm: jax.Array | None = None,
+        seen_bk: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts the latents of the masked positions; see `Predictor`."""
         c, d = self.class_tokens, self.width
@@ -227,7 +232,7 @@ class VJepaPredictor(nn.Module):
         init = with_logical_axes(nn.initializers.zeros, ("embed",))
         mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
         embed = dense(d, (None, "embed"), name="embed", dtype=self.dtype)
-        x_bnd = embed(tokens_bnd).astype(jnp.float32)
+        x_bnd = hide_tokens(embed(tokens_bnd).astype(jnp.float32), seen_bk, mask_token_d)
         # Attention does not depend on the order of tokens, so mask tokens follow the visible
         # tokens.
         visible_bkd = x_bnd[:, c:] + position_nd[keep_bk]

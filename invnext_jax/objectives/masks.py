@@ -71,7 +71,7 @@ def needs_attention(settings: Any) -> bool:
 
 
 def check_settings(settings: Any, positions: int) -> None:
-    """Checks `config.mask`.
+    """Checks how `config.mask` draws masks.
 
     Args:
       settings: `config.mask`.
@@ -82,9 +82,6 @@ def check_settings(settings: Any, positions: int) -> None:
     """
     if not 0 < settings.ratio < 1:
         raise UserError(f"config.mask.ratio={settings.ratio} must be between 0 and 1")
-    if not 0 < settings.predicted <= 1:
-        share = f"config.mask.predicted={settings.predicted}, the fraction of predicted patches,"
-        raise UserError(f"{share} must be above 0 and at most 1")
     for name, value, known in (("kind", settings.kind, REGISTRY), ("fit", settings.fit, FITS)):
         if value not in known:
             raise UserError(f"mask.{name}={value!r} must be one of {', '.join(map(repr, known))}")
@@ -268,26 +265,6 @@ def multi_block_mask(
         return _keep_largest((rank_1n + t * y * x * outside_bn)[:, None], t * visible)
     score_bs += 1e-4 * jax.random.uniform(tie_key, score_bs.shape)
     return _keep_largest(jnp.repeat(score_bs[:, None], t, axis=1), visible)
-
-
-def predicted_count(masked: int, share: float) -> int:
-    """Returns how many of `masked` positions are predicted, at least one."""
-    return max(1, round(share * masked))
-
-
-def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.Array:
-    """Draws the masked positions that are predicted, uniformly and independently for each clip.
-
-    Args:
-      key: random key.
-      masked_bm: the masked positions.
-      share: fraction of the masked positions that is predicted.
-
-    Returns:
-      int32 indices into `masked_bm`, ascending.
-    """
-    order_bm = jnp.argsort(jax.random.uniform(key, masked_bm.shape), axis=1)
-    return jnp.sort(order_bm[:, : predicted_count(masked_bm.shape[1], share)], axis=1)
 
 
 def _keep_largest(score_bts: jax.Array, visible: int) -> Mask:

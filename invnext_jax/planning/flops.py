@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.decoder import TIME_WIDTH
-from invnext_jax.objectives import masks, teacher_frames
+from invnext_jax.objectives import masks, prediction_task, teacher_frames
 
 
 @dataclasses.dataclass
@@ -129,7 +129,9 @@ def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
     shapes = shapes[:most_masks]
     visible = tuple(keep_bk.shape[1] for keep_bk, _ in shapes)
     share = config.mask.predicted
-    predicted = tuple(masks.predicted_count(masked_bm.shape[1], share) for _, masked_bm in shapes)
+    predicted = tuple(
+        prediction_task.predicted_count(masked_bm.shape[1], share) for _, masked_bm in shapes
+    )
     return TokenLengths(frames * side * side, visible, predicted, config.encoder.class_tokens)
 
 

@@ -17,7 +17,7 @@ from einops import rearrange
 
 from invnext_jax.models import decoder
 from invnext_jax.models.patches import extract_patch_pixels
-from invnext_jax.objectives import masks, reconstruction
+from invnext_jax.objectives import masks, prediction_task, reconstruction
 
 
 class MaskSample(NamedTuple):
@@ -28,12 +28,14 @@ class MaskSample(NamedTuple):
       masked_bm: positions of all other patches.
       noise: diffusion noise and timestep of each predicted patch; None without a diffusion loss.
       chosen_bm: indices into `masked_bm` of the patches that are predicted; None for all.
+      seen_bk: bool, which visible patches the predictor gets; None for all.
     """
 
     keep_bk: jax.Array
     masked_bm: jax.Array
     noise: reconstruction.Noise | None = None
     chosen_bm: jax.Array | None = None
+    seen_bk: jax.Array | None = None
 
     @property
     def predicted_bm(self) -> jax.Array:
@@ -112,7 +114,7 @@ def run_features(
     rngs: dict[str, jax.Array] | None = None,
 ) -> Any:
     """Runs a model on masked clips. Drop path is only active if `rngs` are given."""
-    inputs = video_bthwc, sample.keep_bk, sample.masked_bm, sample.chosen_bm
+    inputs = video_bthwc, sample.keep_bk, sample.masked_bm, sample.chosen_bm, sample.seen_bk
     return model.apply({"params": params}, *inputs, rngs=rngs, method="features")
 
 
@@ -137,7 +139,7 @@ def pixel_loss(inputs: LossInputs) -> dict[str, jax.Array]:
 
 
 def complete_sample(config: Any, mask: masks.Mask, keys: MaskKeys) -> MaskSample:
-    """Samples which masked patches are predicted, and their diffusion noise.
+    """Samples which patches the predictor gets and predicts, and the diffusion noise.
 
     Args:
       config: the run's config.
@@ -146,8 +148,13 @@ def complete_sample(config: Any, mask: masks.Mask, keys: MaskKeys) -> MaskSample
     """
     sample, share = MaskSample(*mask), config.mask.predicted
     if share < 1:
-        chosen_bm = masks.sample_predicted(keys.choice, sample.masked_bm, share)
+        chosen_bm = prediction_task.sample_predicted(keys.choice, sample.masked_bm, share)
         sample = sample._replace(chosen_bm=chosen_bm)
+    if frames := config.mask.context_frames:
+        grid = config.data.frames, (config.data.size // config.encoder.patch) ** 2
+        key = jax.random.fold_in(keys.choice, 1)
+        seen_bk = prediction_task.sample_context(key, sample.keep_bk, grid, frames)
+        sample = sample._replace(seen_bk=seen_bk)
     if not (config.loss.get("pixels", 0) and config.decoder.kind == "diffusion"):
         return sample
     n, pixels = sample.predicted_bm.size * config.decoder.noise_draws, 3 * config.encoder.patch**2

@@ -15,7 +15,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, predictor, teachers
 from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.patches import Grid, clip_grid, normalize
-from invnext_jax.objectives import losses, masks, reconstruction
+from invnext_jax.objectives import losses, masks, prediction_task, reconstruction
 from invnext_jax.planning import flops
 from invnext_jax.stages import image_teacher, initialization
 from invnext_jax.stages.masked_modeling import (
@@ -78,6 +78,7 @@ class MaskedModelingStage:
     def check_config(self, config: Any) -> None:
         """See `Stage.check_config`."""
         masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
+        prediction_task.check_settings(config.mask, config.data.frames)
         for name, weight in config.loss.items():
             if name not in self.losses:
                 known = ", ".join(self.losses)
@@ -204,9 +205,8 @@ class MaskedModelingStage:
         if masks.needs_attention(config.mask):
             clips = normalize(video_bthwc)
             attention_bts = image_teacher.apply_to_clips(config, frozen["teacher"], clips, key)[1]
-        grid = clip_grid(video_bthwc, config.encoder.patch)
-        key = jax.random.fold_in(key, 0)
-        sampled = self.draw_masks(config, video_bthwc.shape[0], grid, key, attention_bts)
+        inputs = video_bthwc.shape[0], clip_grid(video_bthwc, config.encoder.patch)
+        sampled = self.draw_masks(config, *inputs, jax.random.fold_in(key, 0), attention_bts)
         return [keep_bk for keep_bk, _ in sampled]
 
     def loss_fn(

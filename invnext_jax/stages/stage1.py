@@ -69,6 +69,7 @@ class Stage1Model(MaskedModel):
         keep_bk: jax.Array,
         masked_bm: jax.Array,
         chosen_bm: jax.Array | None = None,
+        seen_bk: jax.Array | None = None,
     ) -> Stage1Features:
         """Computes the aligned features of visible tokens and the latents of masked tokens."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
@@ -81,7 +82,7 @@ class Stage1Model(MaskedModel):
         elif self.is_initializing():
             self.pool(tokens_bnd)
         if self.predictor is not None:
-            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
+            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm, seen_bk)
         return Stage1Features(aligned_lbkd, pooled_bd, latents_bmd)
 
 

@@ -82,13 +82,14 @@ class Stage2Model(MaskedModel):
         keep_bk: jax.Array,
         masked_bm: jax.Array,
         chosen_bm: jax.Array | None = None,
+        seen_bk: jax.Array | None = None,
     ) -> Stage2Features:
         """Computes the student's features at predicted and visible positions, as unit vectors."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
         tokens_bnd = self.encoder(video_bthwc, keep_bk).tokens_bnd
         predicted_bmd = aligned_bkd = latents_bmd = None
         if self.predictor is not None:
-            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
+            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm, seen_bk)
         if self.head is not None:
             # The head's output already has unit length. The reference also normalizes it twice.
             predicted_bmd = l2_normalize(replicate_tokens(self.head(shard_tokens(latents_bmd))))

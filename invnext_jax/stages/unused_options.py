@@ -27,7 +27,7 @@ def find_unused(stage: Any, config: Any) -> dict[str, str]:
             unused |= _whole_section(config, name, reason)
     if "predictor" not in groups:
         reason = f"no active loss predicts patches: {_activate(stage, 'predictor')}"
-        unused["mask.predicted"] = reason
+        unused |= {"mask.predicted": reason, "mask.context_frames": reason}
     unused |= _unused_teacher(stage, config)
     if "target" in config:
         unused |= _unused_target(config)

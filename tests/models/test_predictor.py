@@ -107,6 +107,22 @@ def test_chosen_latents_equal_those_of_a_full_prediction(kind, config, inputs):
     np.testing.assert_allclose(run(chosen_bm), expected_bmd, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", predictor.KINDS)
+def test_hidden_tokens_do_not_change_the_prediction(kind, config, inputs):
+    config = config.copy_and_resolve_references()
+    config.predictor.update(kind=kind, last_layer=27)
+    tokens, keep, masked = inputs
+    seen_bk = keep < 16  # the first of two frames
+    model = predictor.from_config(config)
+    params = jax.jit(model.init, static_argnums=4)(jax.random.key(0), *inputs, GRID)
+    run = jax.jit(lambda t, seen: model.apply(params, t, keep, masked, GRID, None, seen))
+    expected = run(tokens, seen_bk)
+    seen_bn = np.pad(seen_bk, ((0, 0), (4, 0)))[..., None]  # class tokens are hidden
+    noise = np.random.default_rng(4).standard_normal(tokens.shape, np.float32)
+    np.testing.assert_array_equal(run(np.where(seen_bn, tokens, noise), seen_bk), expected)
+    assert np.abs(run(np.where(seen_bn, noise, tokens), seen_bk) - expected).max() > 1e-3
+
+
 @pytest.mark.parametrize("window", [None, 6])
 def test_partial_output_of_a_layer_equals_full_output(window):
     rng = np.random.default_rng(2)

@@ -162,18 +162,6 @@ def test_cut_masks_leave_the_last_frames_empty_as_in_the_reference(frames, token
     assert all((row[i:] == 0).all() for row, i in zip(visible, last, strict=True) if i)
 
 
-def test_predicted_positions_are_uniform_and_distinct():
-    masked_bm = jnp.tile(jnp.arange(5, 25)[None], (4000, 1))
-    chosen = np.asarray(masks.sample_predicted(jax.random.key(0), masked_bm, 0.3))
-    assert chosen.shape == (4000, masks.predicted_count(20, 0.3)) == (4000, 6)
-    assert (np.diff(chosen, axis=1) > 0).all()  # distinct and ascending
-    frequency = np.bincount(chosen.ravel(), minlength=20) / 4000
-    np.testing.assert_allclose(frequency, 0.3, atol=4 * (0.3 * 0.7 / 4000) ** 0.5)
-    everything = masks.sample_predicted(jax.random.key(0), masked_bm[:2], 1.0)
-    np.testing.assert_array_equal(everything, np.tile(np.arange(20), (2, 1)))
-    assert masks.predicted_count(20, 0.01) == 1  # never none
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -181,8 +169,6 @@ def test_predicted_positions_are_uniform_and_distinct():
         ("ratio", 1.0, "config.mask.ratio=1.0 must be between 0 and 1"),
         ("ratio", 1.5, "config.mask.ratio=1.5 must be between 0 and 1"),
         ("ratio", 0.001, "mask.ratio=0.001 masks none of a frame's 256 patches"),
-        ("predicted", 0.0, "config.mask.predicted=0.0, the fraction of predicted patches, must be"),
-        ("predicted", 1.5, "config.mask.predicted=1.5, the fraction of predicted patches, must be"),
         (
             "kind",
             "tubes",

@@ -98,6 +98,29 @@ def test_predicting_all_positions_is_the_default_bitwise(second, batch):
     np.testing.assert_array_equal(named.predicted_bmd, run(draws).predicted_bmd)
 
 
+def test_predictor_of_one_frame_gets_no_gradient_from_other_frames(second, batch):
+    config, model, params, _ = second
+    one = changed(config, mask__context_frames=1)
+    video_bthwc = normalize(jnp.asarray(batch["video"]))
+
+    def predict(tokens_bnd, sample):
+        features = model.bind({"params": params}).predictor
+        return features(tokens_bnd, *sample[:2], (4, 4, 4), None, sample.seen_bk)
+
+    for sample in stage2.sample_masks(one, 3, (4, 4, 4), KEY):
+        seen = np.asarray(sample.seen_bk)
+        frames_bk = np.asarray(sample.keep_bk) // 16
+        assert all(
+            len(set(row[is_seen])) == 1 for row, is_seen in zip(frames_bk, seen, strict=True)
+        )
+        tokens_bnd = model.bind({"params": params}).encoder(video_bthwc, sample.keep_bk).tokens_bnd
+        gradient = jax.jit(jax.grad(lambda t, s=sample: jnp.sum(predict(t, s) ** 2)))(tokens_bnd)
+        size_bn = np.abs(gradient).max(axis=-1)
+        c = config.encoder.class_tokens
+        assert (size_bn[:, :c] == 0).all() and ((size_bn[:, c:] > 0) == seen).all()
+    assert loss_of(stage2, (one, *second[1:]), batch)[0] != loss_of(stage2, second, batch)[0]
+
+
 @pytest.mark.parametrize(("form", "least"), [("int8", 0.999), ("float8", 0.99)])
 def test_8_bit_teacher_is_close_to_float32_teacher(form, least, first, batch):
     config, _, _, frozen = first

@@ -94,9 +94,9 @@ def _training_settings(settings: Any) -> Any:
 
 
 def _mask_settings(settings: Any) -> Any:
-    unused = {"ratio": 0.5, "predicted": 1.0}  # `masks.check_settings` reads them for all kinds
-    unused["max_temporal_keep"] = 1.0  # one frame says nothing about frames without visible patches
-    return ml_collections.ConfigDict({**settings.mask, "kind": "multi_block", **unused})
+    fixed = {"kind": "multi_block", "ratio": 0.5}  # `masks.check_settings` reads the ratio
+    fixed["max_temporal_keep"] = 1.0  # one frame says nothing about frames without visible patches
+    return ml_collections.ConfigDict({**settings.mask, **fixed})
 
 
 def _measure(inputs: EvalInputs, config: Any, target: str, *, all_frames: bool) -> np.ndarray:
