@@ -5,8 +5,9 @@
         --seeds=0,1,2
 
 Without a name, all arms are trained: `stages` (Stage 1 and Stage 2), `components` (of Stage 1),
-`extrapolation` (Stage 2 with another mask), `targets` (of Stage 2), `masks` and `teachers` (of
-Stage 1). Arms that need the same Stage 1 model share it.
+`extrapolation` (Stage 2 with another mask), `context` (Stage 2 with a predictor that gets tokens of
+one frame), `targets` (of Stage 2), `masks` and `teachers` (of Stage 1). Arms that need the same
+Stage 1 model share it.
 
 The variants "test" (the default) and "val" evaluate on this split of the world. Explore with "val",
 so that the reported values are those of videos that no choice depends on. "toy" trains for a few
@@ -97,6 +98,16 @@ def sweep_extrapolation(variant: str = "test") -> Iterator[Arm]:
         )
 
 
+def sweep_context(variant: str = "test") -> Iterator[Arm]:
+    """Stage 2 with a predictor that cannot combine frames, which is not in the paper."""
+    for name, overrides in {"all frames": {}, "one frame": {"mask.context_frames": 1}}.items():
+        stage2 = _stage2(variant, overrides)
+        steps = (_stage1(variant), stage2, _probes(variant))
+        yield Arm(
+            f"predictor gets {name}", steps, is_baseline=not overrides, group="Context in Stage 2"
+        )
+
+
 def sweep_targets(variant: str = "test") -> Iterator[Arm]:
     """Targets and losses of Stage 2, and a predictor with random initial parameters."""
     for name, overrides in {"frozen target": {}, **TARGETS}.items():
@@ -133,6 +144,7 @@ def sweep(variant: str = "test") -> Iterator[Arm]:
     yield from sweep_stages(variant)
     yield from sweep_components(variant)
     yield from sweep_extrapolation(variant)
+    yield from sweep_context(variant)
     yield from sweep_targets(variant)
     yield from sweep_masks(variant)
     yield from sweep_teachers(variant)
