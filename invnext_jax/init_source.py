@@ -22,7 +22,10 @@ from invnext_jax.weights.model_sizes import check_sizes
 _SECTIONS = ("encoder", "predictor", "decoder", "teacher")
 _FIELDS = ("variant", "dtype", "init_gain")
 _CLIP_FIELDS = ("frames", "size", "short_side", "crop_scales")
-_NOT_COPIED = ("predictor.weights", "decoder.chunks", "decoder.noise_draws", "teacher.weights")
+_NOT_COPIED = (
+    *("predictor.weights", "decoder.chunks", "decoder.noise_draws"),
+    *("teacher.weights", "teacher.cache", "teacher.frames_share"),
+)
 # Fields that change the meaning or the shapes of the parameters, by part of the model.
 _SIZES = ("width", "depth", "heads", "mlp_width")
 _COMPARED_FIELDS = {

@@ -203,3 +203,16 @@ def test_sections_that_the_source_did_not_use_are_described():
     assert describe(source, "stage2") == []
     del source["mask"], source["init_from"]  # an export
     assert len(describe(source, "stage1")) == 2
+
+
+def test_options_that_are_not_sizes_are_not_copied():
+    source = stage1.get_config("tiny").to_dict()
+    source["teacher"].update(cache="/elsewhere", frames_share=0.5, weights="other", taps=3)
+    source["decoder"].update(chunks=2, noise_draws=3, width=96)
+    source["predictor"].update(weights="other", depth=1)
+    config = stage1.get_config("tiny")
+    expected = config.to_dict()
+    init_source.copy_from(source, config, ())
+    expected["teacher"]["taps"] = 3
+    expected["decoder"]["width"], expected["predictor"]["depth"] = 96, 1
+    assert config.to_dict() == expected
