@@ -145,7 +145,8 @@ LAYERS = {
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},
         {"reencode", "probing", "frame_hashes", "earliest_overlap", "source_digests"},
-        {"csv_files", "video_flags", "worker_map", "tfds_metadata", "shard_files"},
+        {"tfds_metadata"},
+        {"csv_files", "video_flags", "worker_map", "shard_files"},
     ],
     "synthetic_world": [
         {"train_teacher"},

@@ -27,7 +27,7 @@ from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError, re
 # Storage errors, which the reader reports only in the text of its messages.
 STORAGE_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 WHOLE_FILE, UNKNOWN_TIMES = (math.nan, math.nan), (-math.inf, math.inf)
-DIGEST_SECONDS = 60.0  # time limit for reading a record whose contents are compared
+WORKER_SECONDS = 60.0  # time limit for counting the records of a shard, or hashing a record
 MAX_OPEN = 64  # maximum number of shards that a process keeps open
 _OPEN_LOCK = threading.Lock()
 _IMPORT_LOCK = threading.Lock()
@@ -90,34 +90,32 @@ def open_digester() -> Iterator[Callable[[str, int], str]]:
     any amount of memory after decompression. They are therefore read in a worker process. After a
     record has ended it, or exceeded the time limit, all records of its shard count as unreadable.
     """
-    worker = SupervisedWorker(functools.partial(ProcessWorker, DigestRecord()), DIGEST_SECONDS)
-    skipped = set()
-
-    def digest(path: str, record: int) -> str:
-        if path in skipped:
-            return ""
-        try:
-            return worker(path, record)
-        except (TimeLimitError, ReadStalledError, WorkerDiedError, WorkerStartError) as error:
-            logging.warning("the records of %s are not read: %s", path, type(error).__name__)
-            skipped.add(path)
-            return ""
-
-    with contextlib.closing(worker):
+    with open_worker(DigestRecord(), "") as digest:
         yield digest
 
 
-def check_readable(path: str) -> None:
-    """Checks that a worker process can read the videos of all records of a shard.
+@contextlib.contextmanager
+def open_worker(function: Callable[..., Any], failed: str) -> Iterator[Callable[..., Any]]:
+    """Yields `function`, called in a worker process; it returns `failed` for shards that end it."""
+    with contextlib.ExitStack() as stack:
+        skipped = set()
 
-    Raises:
-      BadVideo: It cannot read one of them.
-      ValueError: As in `count_records`.
-    """
-    with open_digester() as digest:
-        for record in range(count_records(path)):
-            if not digest(path, record):
-                raise BadVideo(f"{name_video(path, record)}: it cannot be read", "corrupt")
+        @functools.cache  # the process starts with the first call
+        def start() -> SupervisedWorker:
+            worker = SupervisedWorker(functools.partial(ProcessWorker, function), WORKER_SECONDS)
+            return stack.enter_context(contextlib.closing(worker))
+
+        def call(path: str, *task: Any) -> Any:
+            if path in skipped:
+                return failed
+            try:
+                return start()(path, *task)
+            except (TimeLimitError, ReadStalledError, WorkerDiedError, WorkerStartError) as error:
+                logging.warning("the records of %s are not read: %s", path, type(error).__name__)
+                skipped.add(path)
+                return failed
+
+        yield call
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,71 @@
-"""Reads and writes the small files next to shards, which may be on a remote file system."""
+"""Checks shards in worker processes, and reads and writes the small files next to them.
 
+The small files may be on a remote file system.
+"""
+
+import contextlib
+import dataclasses
 import json
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
 from invnext_jax import atomic_file, json_file
-from invnext_jax.data import video_io
+from invnext_jax.data import shards, video_io
 from invnext_jax.errors import UserError
+from invnext_jax.video.demux import BadVideo
 
 MAX_BYTES = 2**28  # a row of a report has about 100 bytes
+Counter = Callable[[str | os.PathLike], int]  # see `open_counter`
+
+
+@dataclasses.dataclass(frozen=True)
+class CountRecords:
+    """Counts the records of shards. It is called in a worker process."""
+
+    def __call__(self, path: str) -> int | str:
+        """Returns the number of records of a shard, or why it cannot be read."""
+        try:
+            return shards.count_records(path)
+        except ValueError as error:
+            return str(error)
+
+    def is_valid(self, result: Any, *_: Any) -> bool:
+        """Returns whether a result of the worker is a number of records, or a reason."""
+        return isinstance(result, str) or (type(result) is int and result >= 0)
+
+
+@contextlib.contextmanager
+def open_counter() -> Iterator[Counter]:
+    """Yields the function `count_records`, which calls a worker process.
+
+    A footer may be tiny on the disk, but need any amount of memory after decompression. A shard
+    that ends the process, or exceeds the time limit, is damaged.
+    """
+    with shards.open_worker(CountRecords(), "it needs too much memory or time") as count:
+
+        def count_or_raise(path: str | os.PathLike) -> int:
+            found = count(os.fspath(path))
+            if isinstance(found, str):
+                raise ValueError(found)
+            return found
+
+        yield count_or_raise
+
+
+def check_readable(path: str) -> None:
+    """Checks that a worker process can read the videos of all records of a shard.
+
+    Raises:
+      BadVideo: It cannot read one of them.
+      ValueError: Its records cannot be counted.
+    """
+    with open_counter() as count, shards.open_digester() as digest:
+        for record in range(count(path)):
+            if not digest(path, record):
+                raise BadVideo(f"{shards.name_video(path, record)}: it cannot be read", "corrupt")
 
 
 def read_json(path: epath.Path, advice: str = "specify a new folder") -> Any:

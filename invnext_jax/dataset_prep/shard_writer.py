@@ -23,9 +23,8 @@ from invnext_jax import atomic_file, sanitize
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
-from invnext_jax.dataset_prep import source_digests
+from invnext_jax.dataset_prep import shard_files, source_digests
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS, Encoding, Reencoder
-from invnext_jax.dataset_prep.shard_files import read_json, write_text
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
 from invnext_jax.field_checks import is_number
@@ -107,10 +106,10 @@ class ShardReport:
     damaged: list[list[Any]] = dataclasses.field(default_factory=list)
 
 
-def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
+def read_report(plan: ShardPlan, index: int, count: shard_files.Counter) -> ShardReport | None:
     """Returns the report on a shard, or None if it is incomplete or does not match the file."""
     try:
-        report = ShardReport(**read_json(plan.report_path(index)))
+        report = ShardReport(**shard_files.read_json(plan.report_path(index)))
         size = plan.shard_path(index).stat().length
         rows = sorted(entry[0] for entry in report.written + report.quarantined)
     except (OSError, ValueError, TypeError, LookupError, UserError):
@@ -123,10 +122,9 @@ def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
         return None
     if not video_io.is_remote(plan.out):  # the reader needs a local file
         try:
-            count = shards.count_records(plan.shard_path(index))
+            if count(plan.shard_path(index)) != len(report.written):
+                return None
         except ValueError:
-            return None
-        if count != len(report.written):
             return None
     return report
 
@@ -154,8 +152,9 @@ def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None
     Raises:
       InterruptedError: `stop` was set.
     """
-    if read_report(plan, index) is not None:
-        return
+    with shard_files.open_counter() as count:
+        if read_report(plan, index, count) is not None:
+            return
     path, remote = plan.shard_path(index), video_io.is_remote(plan.out)
     manifest = _load_manifest(plan.manifests, plan.sha256, plan.access)
     digests = source_digests.hash_sources(manifest, plan.shard_rows(index), plan.timeout)
@@ -165,15 +164,15 @@ def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None
         written, quarantined, damaged = _write_records(plan, index, temporary, stop)
         # Written first, so that a shard never contains videos that are missing in its digests.
         known = [(row, digests[row]) for row, *_ in written if digests[row]]
-        write_text(plan.digests_path(index), json.dumps(known) + "\n")
+        shard_files.write_text(plan.digests_path(index), json.dumps(known) + "\n")
         report = ShardReport(os.path.getsize(temporary), written, quarantined, damaged)
         if remote:
             epath.Path(temporary).copy(path, overwrite=True)
         else:
             atomic_file.replace(temporary, path)
             epath.Path(temporary + ROW_COUNT_SUFFIX).unlink(missing_ok=True)
-    write_text(plan.damaged_path(index), json.dumps(damaged) + "\n")
-    write_text(plan.report_path(index), json.dumps(dataclasses.asdict(report)) + "\n")
+    shard_files.write_text(plan.damaged_path(index), json.dumps(damaged) + "\n")
+    shard_files.write_text(plan.report_path(index), json.dumps(dataclasses.asdict(report)) + "\n")
 
 
 def _write_records(
@@ -224,7 +223,7 @@ def _write_records(
 def _read_damaged(plan: ShardPlan, index: int) -> list[list[Any]]:
     """Returns the damaged videos of an existing shard."""
     try:
-        found = read_json(plan.damaged_path(index))
+        found = shard_files.read_json(plan.damaged_path(index))
     except UserError:
         return []
     return found if _are_rows(found, 3, _is_string) else []
@@ -270,7 +269,7 @@ def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list
         shard = shard.copy(epath.Path(folder) / "kept", overwrite=True)
     names = ("row", *VIDEO_COLUMNS)
     try:
-        shards.check_readable(os.fspath(shard))
+        shard_files.check_readable(os.fspath(shard))
         kept = [[round(e[name][0], 3) for name in names] for e, _ in shards.iterate_records(shard)]
     # A damaged record may have no or other values.
     except (BadVideo, LookupError, TypeError, ValueError, OverflowError):

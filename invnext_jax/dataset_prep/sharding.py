@@ -26,12 +26,13 @@ from invnext_jax.data import video_io
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.dataset_prep import shard_metadata, shard_runner, source_digests
 from invnext_jax.dataset_prep.reencode import Encoding
-from invnext_jax.dataset_prep.shard_files import read_json, write_text
+from invnext_jax.dataset_prep.shard_files import open_counter, read_json, write_text
 from invnext_jax.dataset_prep.shard_metadata import ShardSummary
 from invnext_jax.dataset_prep.shard_writer import (
     PARTS,
     REPORTS,
     ShardPlan,
+    ShardReport,
     read_report,
 )
 from invnext_jax.errors import UserError
@@ -96,7 +97,7 @@ def prepare_shards(
     plan = _match_existing(plan)
     with _lock_folder(plan):
         _check_sources(plan, rows, options.progress)
-        reports = [read_report(plan, index) for index in range(plan.count)]
+        reports = _read_reports(plan)
         if options.retry:
             reports = [None if report and report.quarantined else report for report in reports]
         pending = [index for index, report in enumerate(reports) if report is None]
@@ -106,11 +107,16 @@ def prepare_shards(
                 plan.report_path(index).unlink(missing_ok=True)
             with shard_runner.show_progress(plan, pending, options.progress):
                 _write_pending(plan, pending, options)
-        reports = [read_report(plan, index) for index in range(plan.count)]
+        reports = _read_reports(plan)
         if None in reports:
             shard = plan.shard_path(reports.index(None))
             raise UserError(f"{shard} is missing or damaged: repeat the command")
         return shard_metadata.write_metadata(plan, rows, reports, plan.count - len(pending))
+
+
+def _read_reports(plan: ShardPlan) -> list[ShardReport | None]:
+    with open_counter() as count_records:
+        return [read_report(plan, index, count_records) for index in range(plan.count)]
 
 
 def _check_options(encoding: Encoding, options: ShardingOptions, split: str) -> None:

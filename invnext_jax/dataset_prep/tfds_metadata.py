@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from invnext_jax import json_file, regular_file
-from invnext_jax.data import shards
+from invnext_jax.dataset_prep.shard_files import Counter, open_counter
 from invnext_jax.errors import UserError
 
 INFO, FEATURES = "dataset_info.json", "features.json"
@@ -118,8 +118,8 @@ def _find_shards(
     if len(lengths) > MAX_SHARDS:
         raise UserError(f"{info_path} lists more than {MAX_SHARDS} shards: split the data set")
     template = _get(entry, "filepathTemplate", str, info_path) or _TEMPLATE
-    found, files = [], set()
-    for index, length in enumerate(lengths):
+    paths, files = [], set()
+    for index in range(len(lengths)):
         values = {"DATASET": name, "SPLIT": split, "FILEFORMAT": "array_record"}
         values |= {"SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
         values["SHARD_X_OF_Y"] = f"{index:05d}-of-{len(lengths):05d}"
@@ -146,18 +146,23 @@ def _find_shards(
                 "filepathTemplate to a TFDS pattern with the number of the shard"
             )
         files.add(identity)
-        try:
-            count = shards.count_records(path)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}): download it again") from error
-        if count != length:
-            raise UserError(
-                f"{path} has {count} records, but {INFO} lists {length}: download it again"
-            )
-        if count * MIN_RECORD_BYTES > os.path.getsize(path):
-            raise UserError(f"{path} is too small for {count} videos: download it again")
-        found.append((path, count))
-    return found
+        paths.append(path)
+    with open_counter() as count_records:
+        for path, length in zip(paths, lengths, strict=True):
+            _check_shard(path, length, count_records)
+    return list(zip(paths, lengths, strict=True))
+
+
+def _check_shard(path: str, length: int, count_records: Counter) -> None:
+    """Raises `UserError` if a shard does not have `length` records that can be videos."""
+    try:
+        count = count_records(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): download it again") from error
+    if count != length:
+        raise UserError(f"{path} has {count} records, but {INFO} lists {length}: download it again")
+    if count * MIN_RECORD_BYTES > os.path.getsize(path):
+        raise UserError(f"{path} is too small for {count} videos: download it again")
 
 
 def _read_features(path: str) -> dict[str, Feature]:

@@ -101,7 +101,7 @@ def test_beam_writes_the_same_records(tmp_path, videos):
     shard_runner.write_shards_with_beam(plans[1], [0, 1], IN_PROCESS)
     rows = []
     for plan in plans:
-        reports = [shard_writer.read_report(plan, index) for index in range(2)]
+        reports = [shard_writer.read_report(plan, i, shards.count_records) for i in range(2)]
         rows.append([report.written for report in reports])
         assert [report.quarantined for report in reports] == [[], []]
         assert shards.count_records(plan.shard_path(0)) == 2

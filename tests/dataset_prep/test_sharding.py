@@ -204,7 +204,7 @@ def test_hang_or_crash_quarantines_only_its_row(tmp_path, monkeypatch):
         *(str(tmp_path / "out"), "train", 5, 1, (), ENCODING, 1.0),
     )
     shard_writer.write_shard(plan, 0)
-    report = shard_writer.read_report(plan, 0)
+    report = shard_writer.read_report(plan, 0, shards.count_records)
     assert [row for row, *_ in report.written] == [0, 2, 4]
     assert [(row, reason) for row, _, reason in report.quarantined] == [
         (1, "no result within 1 seconds"),
@@ -223,9 +223,9 @@ def test_hang_or_crash_quarantines_only_its_row(tmp_path, monkeypatch):
         {"damaged": [1]},
     ):
         plan.report_path(0).write_text(json.dumps(good | change))
-        assert shard_writer.read_report(plan, 0) is None
+        assert shard_writer.read_report(plan, 0, shards.count_records) is None
     plan.report_path(0).write_text("[" * 100_000)
-    assert shard_writer.read_report(plan, 0) is None
+    assert shard_writer.read_report(plan, 0, shards.count_records) is None
 
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (17, 16), (1000, 7), (5, 5)])

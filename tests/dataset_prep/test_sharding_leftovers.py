@@ -223,13 +223,28 @@ class Killed:
         pass
 
 
-def test_records_that_end_a_worker_are_written_again(tmp_path, prepare, monkeypatch):
+@pytest.mark.parametrize("function", [shards.DigestRecord, shard_files.CountRecords])
+def test_shards_that_end_a_worker_are_written_again(function, tmp_path, prepare, monkeypatch):
     prepare()
-    for report in (tmp_path / "out/reports").glob("train-*.json"):
-        report.unlink()
-    monkeypatch.setattr(shards, "SupervisedWorker", Killed)
-    monkeypatch.setattr(shards, "iterate_records", lambda _: pytest.fail("read in this process"))
+    start = shards.SupervisedWorker
+    (shard,) = (tmp_path / "out").glob("*.array_record-*")
+    if function is shards.DigestRecord:  # otherwise, the records are not read
+        for report in (tmp_path / "out/reports").glob("train-*.json"):
+            report.unlink()
+    before = shard.stat().st_ino
+
+    def start_worker(make_worker, seconds):
+        dies = isinstance(make_worker.args[0], function) and shard.stat().st_ino == before
+        return Killed() if dies else start(make_worker, seconds)
+
+    def fail_if_opened(path):
+        pytest.fail(f"{path} was opened in this process")
+
+    monkeypatch.setattr(shards, "SupervisedWorker", start_worker)
+    monkeypatch.setattr(shards, "_new_reader", fail_if_opened)
     assert prepare().written == 1
+    monkeypatch.undo()
+    assert shard.stat().st_ino != before and shards.count_records(shard) == 1
 
 
 def test_large_json_files_of_remote_folders_are_not_read(tmp_path, monkeypatch):

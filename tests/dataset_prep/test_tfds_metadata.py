@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from invnext_jax.data import shards
 from invnext_jax.dataset_prep import tfds_metadata
 from invnext_jax.dataset_prep.tfds_metadata import Feature
 from invnext_jax.errors import UserError
@@ -44,6 +45,16 @@ def write(folder, info=None, features=None):
 
 def change_split(**fields):
     return {"splits": [{**INFO["splits"][0], **fields}]}
+
+
+def fail_if_opened(path):
+    pytest.fail(f"{path} was opened in this process")
+
+
+def test_only_a_worker_process_opens_shards(folder, monkeypatch):
+    """Footers can have any size after decompression, and only workers have a limit of memory."""
+    monkeypatch.setattr(shards, "_new_reader", fail_if_opened)
+    assert [length for _, length in tfds_metadata.read_metadata(folder).shards] == [2]
 
 
 def test_shards_with_the_same_file_are_refused(folder):
