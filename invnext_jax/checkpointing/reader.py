@@ -43,6 +43,7 @@ class RunParameters(NamedTuple):
       config: the run's config.
       step: step of the checkpoint that was read.
       damaged: steps of newer checkpoints that were skipped because they are damaged.
+      run_sha256: see `run_metadata.hash_run`.
       abort_reason: reason why the run was aborted when it saved the checkpoint, or "".
     """
 
@@ -50,6 +51,7 @@ class RunParameters(NamedTuple):
     config: ml_collections.FrozenConfigDict
     step: int
     damaged: tuple[int, ...] = ()
+    run_sha256: str = ""
     abort_reason: str = ""
 
 
@@ -190,8 +192,8 @@ def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> R
             "also for config.init_from",
             workdir,
         )
-    params, reason = read_arrays(checkpoint, [field])[field], find_abort_reason(record)
-    return RunParameters(params, config, step, abort_reason=reason)
+    about = {"run_sha256": run_metadata.hash_run(record), "abort_reason": find_abort_reason(record)}
+    return RunParameters(read_arrays(checkpoint, [field])[field], config, step, **about)
 
 
 def find_abort_reason(meta: Mapping[str, Any]) -> str:

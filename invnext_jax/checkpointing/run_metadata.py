@@ -79,18 +79,22 @@ def result_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if resume_rule(name) not in _NEUTRAL}
 
 
-def hash_fixed_options(tree: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of the options that may not be changed when a run is resumed.
+def hash_run(record: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of what may not be changed when a run is resumed.
 
-    Checkpoints with different hashes are not of the same run. Options that have the value of
-    versions in which they did not exist are left out.
+    Checkpoints with different hashes are not of the same run. The hash depends on the options that
+    may not be changed, except those with the value of versions in which they did not exist, and on
+    the contents of the manifests, of the encoder in `config.init_from` and of frozen parameters.
 
     Args:
-      tree: see `result_fields`.
+      record: the metadata of a checkpoint, see `describe_run`.
     """
-    fields = _set_fields(tree)
+    fields = _set_fields(record["config"])
     fixed = {name: value for name, value in fields.items() if resume_rule(name) == "no"}
-    return json_file.hash_json(fixed)
+    source = record.get("init_from_sha256")
+    encoder = source.get("encoder") if isinstance(source, dict) else None
+    contents = [record.get(name) for name in ("manifest_sha256", "frozen_sha256")]
+    return json_file.hash_json([fixed, encoder, *contents])
 
 
 def _set_fields(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def _evaluate(
         "step": encoder.loaded.step if encoder.loaded and step is None else step,
         "stage": stage,
         "title": encoder.name,
-        results_file.RUN_HASH: encoder.hash_run(),
+        results_file.RUN_HASH: (encoder.loaded and encoder.loaded.run_sha256) or None,
         "checkpoint_notes": [
             *encoder.describe_damaged(config.checkpoint),
             *clip_settings.compare_with_training(clips, encoder.loaded and encoder.loaded.config),

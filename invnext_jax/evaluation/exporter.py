@@ -69,7 +69,7 @@ def export_run(
     """
     check_format(export_format)
     out = Path(out)
-    params, config, found_step, _ = pretrained.load_weights(run, ema, step)
+    params, config, found_step, *_ = pretrained.load_weights(run, ema, step)
     parts = choose_parts(run, params, parts)
     chosen = {part: params.pop(part) for part in parts}
     params.clear()

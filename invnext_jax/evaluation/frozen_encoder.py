@@ -117,12 +117,6 @@ class FrozenEncoder:
         params = {} if found is None else {"params": found.params}
         return json_file.hash_json([sections, frozen_hashes.hash_groups(params)])
 
-    def hash_run(self) -> str | None:
-        """Returns `run_metadata.hash_fixed_options` of the run; None if this is no checkpoint."""
-        if self.loaded is None or self.loaded.step is None:
-            return None
-        return run_metadata.hash_fixed_options(run_metadata.config_to_json(self.loaded.config))
-
     def describe_damaged(self, checkpoint: str) -> list[str]:
         """Returns a note if newer checkpoints of the run are damaged and were skipped."""
         if not self.loaded or not self.loaded.damaged:

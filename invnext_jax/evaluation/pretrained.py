@@ -51,8 +51,8 @@ class LoadedEncoder(NamedTuple):
     """An encoder module, its parameters (float32 NumPy arrays), and their config.
 
     `pool` has the parameters of the attention pool; None if the checkpoint has no pool. `predictor`
-    is None if the checkpoint has no predictor. `step` is that of a run's checkpoint, and `damaged`
-    the steps of its newer checkpoints that were skipped.
+    is None if the checkpoint has no predictor. For runs, `step` is that of the checkpoint, and
+    `damaged` has those of newer ones that were skipped; `run_sha256`: `run_metadata.hash_run`.
     """
 
     encoder: Encoder
@@ -62,6 +62,7 @@ class LoadedEncoder(NamedTuple):
     predictor: LoadedPredictor | None = None
     step: int | None = None
     damaged: tuple[int, ...] = ()
+    run_sha256: str = ""
 
 
 def load_params(
@@ -85,8 +86,8 @@ def load_params(
 
 
 def load_weights(path: str | Path, ema: bool = False, step: int | None = None):
-    """Returns the result of `load_params`, and `LoadedEncoder.step` and `LoadedEncoder.damaged`."""
-    source: tuple[Any, ...] = (None, ())
+    """Returns the result of `load_params`, and the last three fields of `LoadedEncoder`."""
+    source: tuple[Any, ...] = (None, (), "")
     if not str(path):
         raise UserError(
             "config.checkpoint is empty: set it to a run's workdir or a .safetensors file"

@@ -26,7 +26,7 @@ from invnext_jax.field_checks import Fields
 from invnext_jax.json_file import read_object
 from invnext_jax.multihost import consensus
 
-RUN_HASH = "run_sha256"  # field with `run_metadata.hash_fixed_options` of the evaluated run
+RUN_HASH = "run_sha256"  # field with `run_metadata.hash_run` of the evaluated run
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
 MAX_BYTES = 2**26  # maximum size of a file of results or rows; nested lists need 2 GB of memory

@@ -53,15 +53,24 @@ def test_fields_that_do_not_change_the_result_are_no_differences(record, toy_con
 
 
 def test_runs_have_equal_hashes_if_one_can_resume_the_other(record, toy_config):
-    expected = run_metadata.hash_fixed_options(record["config"])
+    record["init_from_sha256"] = {"encoder": "e", "predictor": "p"}
+    expected = run_metadata.hash_run(record)
     toy_config.total_steps = 99
     toy_config.data.workers = 5
     older = dict(record["config"])
     older["mask"] = {k: v for k, v in older["mask"].items() if k != "predicted"}
     for config in (describe(toy_config)["config"], older):
-        assert run_metadata.hash_fixed_options(config) == expected
+        assert run_metadata.hash_run({**record, "config": config}) == expected
+    export = {**record, "init_from_sha256": {"encoder": "e"}}
+    assert run_metadata.hash_run(export) == expected
     toy_config.seed = 5
-    assert run_metadata.hash_fixed_options(describe(toy_config)["config"]) != expected
+    for changes in (
+        {"config": describe(toy_config)["config"]},
+        {"init_from_sha256": {"encoder": "f", "predictor": "p"}},
+        {"manifest_sha256": "m"},
+        {"frozen_sha256": {"teacher": "t"}},
+    ):
+        assert run_metadata.hash_run(record | changes) != expected
 
 
 def test_manifest_may_move_but_not_change(record, toy_config, tmp_path):
