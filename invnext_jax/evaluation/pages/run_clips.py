@@ -53,7 +53,7 @@ def show_clips(
       UserError: the manifest, its videos or a checkpoint cannot be read.
     """
     for run in runs:
-        _check_sizes(run, count)
+        _check_sizes(run.record["config"], str(run.folder), count)
     try:
         return _draw_clips(runs, results, count, rules)
     except UserError:
@@ -64,9 +64,8 @@ def show_clips(
         ) from error
 
 
-def _check_sizes(run: ReportedRun, count: int) -> None:
+def _check_sizes(config: Mapping[str, Any], source: str, count: int) -> None:
     """Checks the sizes of clips and models before memory is allocated for them."""
-    config, source = run.record["config"], str(run.folder)
     check_sizes(config, source)
     data = config["data"]
     pixels = data["frames"] * max(data["size"], data["short_side"]) ** 2
@@ -106,6 +105,8 @@ def _draw_clips(runs, results, count: int, rules: AccessRules | None) -> dict[st
     notes, first, maps = [], runs[0], []
     for run, title in zip(runs, make_titles(runs), strict=True):
         params, config = pretrained.load_params(run.folder)
+        # It may be from an older checkpoint, because the newest one is damaged.
+        _check_sizes(config.to_dict(), str(run.folder), count)
         clips = _read_clips(config, manifest, count)[0]
         try:
             for name, caption, videos in _stage_strips(config, params, clips):

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 
+import ml_collections
 import pytest
 
 from configs import stage1
@@ -195,4 +196,13 @@ def test_sizes_are_checked_before_a_clip_or_a_model_is_made(tmp_path, monkeypatc
     page = report.write_report([run], tmp_path / "o.html", clips=3).read_text()
     assert "No clips:" in page and sentence.replace("'", "&#39;") in page
     with pytest.raises(UserError, match=sentence):
+        make_strips.draw_newest(run, 2)
+
+
+def test_sizes_of_an_older_checkpoint_are_checked(tmp_path, monkeypatch):
+    """It is drawn if the newest one, whose sizes were checked first, is damaged."""
+    run = write_run(tmp_path / "run", make_config())
+    older = ml_collections.ConfigDict(make_config(frames=129, size=128))
+    monkeypatch.setattr(pretrained, "load_params", lambda _: ({}, older))
+    with pytest.raises(UserError, match="clips of 33,024 patches are not drawn"):
         make_strips.draw_newest(run, 2)
