@@ -31,6 +31,7 @@ MAX_RANGE = 2**16  # maximum frame rate, height and width
 BOX_RANGE = 1e9  # maximum absolute value of a coordinate in pixels
 MAX_LINE_BYTES = 2**24  # a segment of Waymo Open has about 250 kB
 MAX_BYTES = 2**30  # the boxes need about three times more memory
+MAX_VIDEOS = 2**20  # of a file; each needs 800 bytes of memory, even without boxes
 MAX_PATH, MAX_NAME = 4096, 255  # file systems do not have longer paths and names
 
 
@@ -146,7 +147,7 @@ def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
     """Reads all videos of a file. Damaged lines are logged and skipped.
 
     Raises:
-      UserError: The file cannot be read, or no line has the format.
+      UserError: The file cannot be read or has too many videos, or no line has the format.
     """
     found, skipped = [], SkippedEntries(path)
     for number, line in _lines(path):
@@ -155,6 +156,8 @@ def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
             found.append(parse_line(line, Path(path).absolute().parent))
         except (ValueError, RecursionError) as error:
             skipped.add(f"line {number}", error)
+        if len(found) > MAX_VIDEOS:
+            raise UserError(f"{path} has more than {MAX_VIDEOS} videos: divide the file")
     if not found:
         raise UserError(
             f"{path} has no tracks ({skipped.reason}): write one JSON object for each video"

@@ -189,6 +189,9 @@ def test_files_that_are_not_regular_or_too_large_are_one_sentence(tmp_path, monk
     with pytest.raises(UserError, match="cannot be read .Not a regular file"):
         BoxTracks(tmp_path / "pipe")
     write_video(tmp_path, "a")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="more than 0 videos: div"):
+        patch.setattr(boxes_jsonl, "MAX_VIDEOS", 0)
+        BoxTracks(tmp_path / "boxes.jsonl")
     monkeypatch.setattr(boxes_jsonl, "MAX_LINE_BYTES", 100)
     with pytest.raises(UserError, match="line 1 of .* has more than 100 bytes"):
         BoxTracks(tmp_path / "boxes.jsonl")
