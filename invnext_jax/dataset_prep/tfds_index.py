@@ -20,6 +20,7 @@ from invnext_jax.data import columns as columns_lib
 from invnext_jax.dataset_prep import csv_files, indexing, tfds_metadata
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_files import write_text
+from invnext_jax.dataset_prep.shard_writer import DATASET
 from invnext_jax.dataset_prep.tfds_metadata import Feature
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
@@ -78,6 +79,14 @@ def index_dataset(
         raise UserError(
             f"{folder} has no feature {feature!r}: set --feature to one of "
             f"{', '.join(info.features)}"
+        )
+    written = os.path.join(folder, f"{info.split}.csv")
+    if info.name == DATASET and os.path.isfile(written):
+        logging.warning(
+            "%s is the manifest of these shards. Use it instead of %s, which will not say from "
+            "which files the records were made, so that copies of them are not found.",
+            written,
+            out,
         )
     label_columns = _label_columns(info.features)
     records = [(file, i) for file, length in info.shards for i in range(length)]

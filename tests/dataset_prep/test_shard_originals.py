@@ -1,6 +1,7 @@
 """Files and the shards made from them are recognized as the same videos."""
 
 import csv
+import pathlib
 
 import ml_collections
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from configs import common
 from invnext_jax.data import copies, files, held_out, train_dataset
 from invnext_jax.data.manifest import read_manifest
-from invnext_jax.dataset_prep import sharding
+from invnext_jax.dataset_prep import indexing, sharding, tfds_index
 from invnext_jax.dataset_prep.reencode import Encoding
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks
@@ -53,6 +54,13 @@ def test_shards_keep_the_columns_by_which_videos_are_filtered(prepared):
         assert {(row["sar"], row["transfer"]) for row in rows} == {("4:3", "pq")}
         assert [row["flags"] for row in rows] == ["", "", "", "tiny", "", "", "", ""]
         assert {row["original_start"] + row["original_end"] for row in rows} == {""}
+
+
+def test_indexing_shards_says_that_they_have_a_manifest(prepared, tmp_path, caplog):
+    written = pathlib.Path(prepared[1])
+    options = indexing.IndexOptions(workers=1, progress=False)
+    tfds_index.index_dataset(written.parent, tmp_path / "new.csv", options=options)
+    assert f"{written} is the manifest of these shards. Use it instead of" in caplog.text
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
