@@ -209,12 +209,13 @@ def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, dict[str, i
 def _parse_names(content: Any) -> dict[str, int]:
     try:
         if isinstance(content, dict):
-            content = {str(name): int(number) for name, number in content.items()}
+            parse = columns_lib.parse_integer
+            content = {str(name): parse(str(number)) for name, number in content.items()}
         "".join(content).encode()
         longest = max(map(len, content), default=0)
     except UnicodeEncodeError as error:
         raise ValueError("a name contains a surrogate, which is not a character") from error
-    except (TypeError, OverflowError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError("it must map names to integers, or list names") from error
     if longest > MAX_NAME:
         raise ValueError(f"a name has {longest:,} characters, more than {MAX_NAME:,}")

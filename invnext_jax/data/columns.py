@@ -197,13 +197,19 @@ def parse_label(text: str | None) -> int:
     text = text.strip()
     if text.lower() in _BLANK:
         return NO_LABEL
-    try:
-        return int(text)
-    except ValueError:
-        number = float(text)
-        if not number.is_integer():
-            raise
-        return int(number)
+    return parse_integer(text)
+
+
+def parse_integer(text: str) -> int:
+    """Parses an integer, possibly written as "3.0".
+
+    Raises:
+      ValueError: The text is not an integer. "1_10" and "1e2", which Python reads as 110 and 100,
+        may be names of classes.
+    """
+    if not (match := re.fullmatch(r"\s*([+-]?\d+)(?:\.0*)?\s*", text)):
+        raise ValueError(f"{text[:40]!a} is not an integer")
+    return int(match[1])
 
 
 def is_class_id(number: int) -> bool:
@@ -247,9 +253,16 @@ def parse_label_cell(text: str | None, line: str, column: str) -> int:
     return label
 
 
+def parse_seconds(text: str) -> float:
+    """Parses a number; raises `ValueError` for others and for "1_30", which Python reads as 130."""
+    if "_" in text:
+        raise ValueError(f"{text[:40]!a} is not a number")
+    return float(text)
+
+
 def parse_seconds_cell(text: str | None, line: str, column: str) -> float:
     """Parses a cell with a time in seconds; NaN for a blank cell. See `parse_cell`."""
-    seconds = parse_cell(float, text or "nan", line, column, "a number")
+    seconds = parse_cell(parse_seconds, text or "nan", line, column, "a number")
     if seconds < 0 or math.isinf(seconds):
         raise UserError(f"{line}: {text} in column {column!r} must be finite and at least 0")
     return seconds
@@ -257,7 +270,7 @@ def parse_seconds_cell(text: str | None, line: str, column: str) -> float:
 
 def parse_record_cell(text: str | None, line: str, no_record: int) -> int:
     """Parses the position of a video in a shard; `no_record` for a blank cell. See `parse_cell`."""
-    record = parse_cell(int, text or no_record, line, "record", "an integer")
+    record = parse_cell(parse_integer, text or str(no_record), line, "record", "an integer")
     if not no_record <= record < 2**63:
         raise UserError(f"{line}: record {record} must be at least 0")
     return record

@@ -151,7 +151,7 @@ def parse_seconds(text: str | None, where: str) -> float | None:
       UserError: The text is not a finite number. The message starts with `where`.
     """
     try:
-        seconds = float(text) if text and text.strip() else math.nan
+        seconds = columns_lib.parse_seconds(text) if text and text.strip() else math.nan
         if math.isinf(seconds):
             raise ValueError("it is infinite")
         return None if math.isnan(seconds) else seconds

@@ -26,10 +26,10 @@ def test_class_ids_of_another_split_can_be_set(name, tmp_path):
         read(path, classes=str(classes))
 
 
-@pytest.mark.parametrize("text", ['{"a": null}', '{"a": Infinity}', '{"a": [1]}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["null", "Infinity", "[1]", "1.9", "true", '"1_0"', "[" * 100_000])
 def test_impossible_class_ids_are_refused(text, tmp_path):
     path = tmp_path / "classes.json"
-    path.write_text(text)
+    path.write_text(f'{{"a": {text}}}')
     with pytest.raises(ValueError, match="must map names to integers"):
         class_names.read_class_names(path)
 
@@ -130,3 +130,19 @@ def test_names_beside_numbers_are_class_names(tmp_path):
         videos = lists.read_list(path, lists.ListOptions())
         assert videos.classes is None
         assert "columns that are not read: class_name" in videos.notes
+
+
+@pytest.mark.parametrize("is_table", [True, False])
+def test_names_that_python_reads_as_numbers_are_class_names(is_table, tmp_path):
+    path, labels = tmp_path / "list.csv", ("1_10", "11_0", "1e2", "11_0")
+    rows = [f"{number}.mp4,{label}" for number, label in enumerate(labels)]
+    path.write_text("\n".join(["video,label", *rows] if is_table else rows) + "\n")
+    videos = lists.read_list(path, lists.ListOptions())
+    assert videos.classes == {"11_0": 0, "1_10": 1, "1e2": 2}
+    assert [entry.labels["label_class"] for entry in videos.entries] == [1, 0, 2, 0]
+    path.write_text("video,label\na.mp4,21\nb.mp4,2_1\n")
+    with pytest.raises(UserError, match="'21' is a number, but '2_1' is a class name: use only"):
+        lists.read_list(path, lists.ListOptions())
+    path.write_text("video,start,end\na.mp4,0,1_30\n")
+    with pytest.raises(UserError, match="'1_30' must be a number of seconds"):
+        lists.read_list(path, lists.ListOptions())
