@@ -64,8 +64,8 @@ def evaluate_checkpoint(
       step, and `steps` lists all of them; see `results_file`.
 
     Raises:
-      UserError: the checkpoint, an option, a manifest or a label is invalid, an option in
-        `overrides` has no effect, or `workdir` cannot be written or is in use.
+      UserError: the checkpoint, an option (also of JAX), a manifest or a label is invalid, an
+        option in `overrides` has no effect, or `workdir` cannot be written or is in use.
     """
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
@@ -142,8 +142,10 @@ def _evaluate(
         f"{config.checkpoint}: {stage or encoder.name}{parameters}, {encoder.depth} blocks of "
         f"width {encoder.width}, on {clip_settings.describe_clips(clips)}"
     )
+    class_names = ""
     if has_manifests:
         split_checks.check_different(config)
+        class_names = split_checks.hash_class_names(config, tasks)
     else:
         config = evaluation_data.drop_manifests(config)
     dataset = open_data(config, tasks)
@@ -160,6 +162,7 @@ def _evaluate(
         "stage": stage,
         "title": encoder.name,
         results_file.RUN_HASH: (encoder.loaded and encoder.loaded.run_sha256) or None,
+        "class_names": class_names,
         "checkpoint_notes": [
             *encoder.describe_damaged(config.checkpoint),
             *clip_settings.compare_with_training(clips, encoder.loaded and encoder.loaded.config),
@@ -179,11 +182,8 @@ def _evaluate(
     if has_manifests:
         names = [e.name for e in evaluators if registry.needs_manifests(e, config)]
         splits = split_checks.compare_splits(config, tasks, names)
-    notes = [
-        *about["checkpoint_notes"],
-        *splits.notes,
-        *features.describe_poolings(encoder, config.poolings),
-    ]
+    notes = [*about["checkpoint_notes"], *splits.notes]
+    notes += features.describe_poolings(encoder, config.poolings)
     for note in notes:
         log_on_process_0(f"note: {note}")
     measurements = []

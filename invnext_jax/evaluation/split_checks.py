@@ -14,6 +14,7 @@ from invnext_jax.data.held_out import find_shared_manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluation_data import SPLITS
 from invnext_jax.evaluation.evaluators.classification import check_classes, find_labeled
+from invnext_jax.json_file import hash_json
 
 _RECALL = "anticipation"  # the evaluator that drops the videos of classes without training videos
 EXAMPLES = 3  # maximum number of videos or classes listed in a note
@@ -165,6 +166,11 @@ def check_class_names(
     splits = map(manifest_lib.list_manifests, (config.train_manifest, config.val_manifest))
     rules = AccessRules.from_config(config.data)
     return compare_manifests(list(itertools.chain.from_iterable(splits)), tasks, rules)
+
+
+def hash_class_names(config: Any, tasks: Sequence[str]) -> str:
+    """Returns a hash of the results of `check_class_names`, whose files may change at any time."""
+    return hash_json([*check_class_names(config, tasks)])
 
 
 def _explain_unseen(evaluators: Sequence[str]) -> str:

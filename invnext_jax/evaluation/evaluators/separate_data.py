@@ -22,12 +22,18 @@ def has_manifests(settings: Any) -> bool:
 
 
 def hash_data(settings: Any, config: Any) -> str:
-    """Returns a hash of the manifests of a section and of their videos; "" if it has none."""
+    """Returns a hash of the manifests of a section and of their videos; "" if it has none.
+
+    Raises:
+      UserError: the manifests have no labels in common, or number their classes differently.
+    """
     if not has_manifests(settings):
         return ""
     if missing := _find_missing(settings):
         return f"{missing} is missing"
-    data = EvaluationData(_replace_manifests(settings, config), ())
+    config = _replace_manifests(settings, config)
+    split_checks.check_class_names(config, split_checks.choose_tasks(config))
+    data = EvaluationData(config, ())
     return hash_json([*data.digests.values(), *data.video_digests.values()])
 
 

@@ -48,7 +48,7 @@ class TextAlignment:
         return (("train", 1), ("val", 1)) if is_read else ()
 
     def hash_files(self, config: Any) -> str:
-        """Returns a hash of the files of captions, of choices and of the text tower."""
+        """Returns a hash of the files of captions, class names, choices and the text tower."""
         return caption_data.hash_files(config)
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:

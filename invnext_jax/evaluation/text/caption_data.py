@@ -15,6 +15,7 @@ from invnext_jax import regular_file
 from invnext_jax.checkpointing import video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.data.class_names import class_names_path
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks
@@ -102,12 +103,12 @@ def find_file(config: Any, name: str) -> str:
 
 
 def hash_files(config: Any) -> str:
-    """Returns a hash of the files of captions, of choices and of the text tower.
+    """Returns a hash of the files of captions, class names, choices and the text tower.
 
     For files of the text tower, the size and the first and last 64 KiB are hashed.
 
     Raises:
-      UserError: a file of captions or choices is too large or not a regular file.
+      UserError: one of these files is too large or not a regular file.
     """
     digest = hashlib.sha256()
     folder = Path(config.text.encoder)
@@ -121,7 +122,8 @@ def hash_files(config: Any) -> str:
         for split in ("train", "val")
         for name in manifest_lib.list_manifests(config[f"{split}_manifest"])
     ]
-    for path in map(Path, [*filter(None, named), *map(_captions_path, manifests)]):
+    named += [*map(_captions_path, manifests), *map(class_names_path, manifests)]
+    for path in map(Path, filter(None, named)):
         if os.path.isfile(path):
             try:
                 with regular_file.open_binary(path, captions_lib.MAX_BYTES) as file:

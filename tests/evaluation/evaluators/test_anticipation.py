@@ -1,5 +1,7 @@
 """Anticipation: an oracle has perfect recall, and an encoder with constant tokens chance."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -187,6 +189,17 @@ def test_missing_manifests_of_the_section_are_skipped(config, oracle, tmp_path, 
     expected = f"anticipation: skipped, because {missing} does not exist"
     assert expected in capsys.readouterr().out
     assert Anticipation().hash_files(config) == f"{missing} is missing"
+
+
+def test_class_names_of_the_section_are_compared_before_its_stored_rows_are_used(config, tmp_path):
+    for split, names in (("train", ("cut", "mix")), ("val", ("mix", "cut"))):
+        rows = [f"{number}.mp4,x,{number}" for number in range(2)]
+        path = tmp_path / f"{split}.csv"
+        path.write_text("\n".join(["path,source,label_verb", *rows]))
+        config.anticipation[f"{split}_manifest"] = str(path)
+        path.with_suffix(".classes.json").write_text(json.dumps(names))
+    with pytest.raises(UserError, match="number the classes of verb differently"):
+        Anticipation().hash_files(config)
 
 
 def test_focal_loss_sums_tasks_and_ignores_clips_without_a_label():

@@ -12,6 +12,7 @@ import toy_evaluation
 from toy_evaluation import get_config
 
 from invnext_jax.checkpointing import run_metadata
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, pretrained
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.evaluators import baselines, registry, supervised
@@ -224,3 +225,29 @@ def test_the_key_of_a_predictor_depends_on_its_config(folder):
     other = dataclasses.replace(encoder, loaded=encoder.loaded._replace(config=config))
     assert other.key == encoder.key and other.predictor_key != encoder.predictor_key
     assert dataclasses.replace(encoder, loaded=None).predictor_key == ""
+
+
+def test_class_names_that_changed_since_are_compared_again(folder, tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        lines = (folder / "world" / f"{split}.csv").read_text().replace("label_shape", "label_kind")
+        rows = lines.replace(f"{split}/", f"{folder}/world/{split}/")
+        (tmp_path / f"{split}.csv").write_text(rows)
+    manifests = {f"{split}_manifest": str(tmp_path / f"{split}.csv") for split in ("train", "val")}
+    config = get_config(folder, controls=False, evaluators=("knn",), tasks=("kind",), **manifests)
+    first = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    monkeypatch.setattr(extraction, "run_extractor", None)
+    names = [f"class {number}" for number in range(8)]
+    write_names(tmp_path / "train", names)
+    noted = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    assert first["notes"] == [] and noted["rows"] == first["rows"]
+    assert "val.csv has no class names" in noted["notes"][0]
+    write_names(tmp_path / "val", names)
+    assert evaluate.evaluate_checkpoint(config, tmp_path / "p")["notes"] == []
+    write_names(tmp_path / "val", names[::-1])
+    with pytest.raises(UserError, match="number the classes of kind differently"):
+        evaluate.evaluate_checkpoint(config, tmp_path / "p")
+
+
+def write_names(path, names):
+    ids = {"label_kind": {name: number for number, name in enumerate(names)}}
+    path.with_suffix(".classes.json").write_text(json.dumps(ids))

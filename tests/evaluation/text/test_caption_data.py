@@ -71,7 +71,9 @@ def test_hash_depends_on_the_contents_of_all_files(config, tmp_path):
     write(tmp_path / "val.captions.jsonl", [("val0", "a dog")])
     second = caption_data.hash_files(config)
     write(tmp_path / "val.captions.jsonl", [("val0", "a cat")])
-    assert len({first, second, caption_data.hash_files(config)}) == 3
+    third = caption_data.hash_files(config)
+    (tmp_path / "val.classes.json").write_text('{"running": 0, "jump": 1}')
+    assert len({first, second, third, caption_data.hash_files(config)}) == 4
 
 
 def test_large_files_are_refused_before_they_are_hashed(config, tmp_path):
