@@ -17,7 +17,7 @@ from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
-from invnext_jax.training import mesh_checks, optimizer, recipe
+from invnext_jax.training import jax_options, mesh_checks, optimizer, recipe
 from invnext_jax.training import step as step_lib
 
 _SIZES = ("width", "depth", "heads", "mlp_width")
@@ -32,8 +32,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks the options that all stages share.
 
     Raises:
-      UserError: an option has an invalid value.
+      UserError: an option has an invalid value, or JAX draws other random numbers than by default.
     """
+    jax_options.check_options()
     _check_finite(config.to_dict())
     check_minimums(config, {name: 1 for name in _AT_LEAST_1} | {"encoder.class_tokens": 0})
     if config.init_gain <= 0:

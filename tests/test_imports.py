@@ -173,7 +173,7 @@ LAYERS = {
         {"compilation"},
         {"step", "recipe"},
         {"state", "mesh_checks"},
-        {"mesh", "optimizer", "host_memory"},
+        {"mesh", "optimizer", "host_memory", "jax_options"},
     ],
     "checkpointing": [
         {"manager", "source_videos"},

@@ -41,6 +41,7 @@ from invnext_jax.evaluation.results_file import RESULTS
 from invnext_jax.json_file import hash_json
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
+from invnext_jax.training import jax_options
 
 ALL_STEPS = "all"
 NEIGHBORS = "neighbors-encoder.npz"  # next to the rows
@@ -67,6 +68,7 @@ def evaluate_checkpoint(
       UserError: the checkpoint, an option (also of JAX), a manifest or a label is invalid, an
         option in `overrides` has no effect, or `workdir` cannot be written or is in use.
     """
+    jax_options.check_options()
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         with consensus.all_hosts_agree("opening the workdir"):
