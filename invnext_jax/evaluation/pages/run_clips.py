@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax import regular_file
+from invnext_jax.checkpointing import frozen_hashes
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.data.access_rules import AccessRules
@@ -23,7 +24,7 @@ from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.evaluation import pretrained, results_file, visualization
 from invnext_jax.evaluation.pages import clip_strips
 from invnext_jax.evaluation.pages.reported_run import ReportedRun, make_titles
-from invnext_jax.stages import registry
+from invnext_jax.stages import image_teacher, registry
 from invnext_jax.weights.model_sizes import check_sizes
 
 MAX_PATCHES = 2**15  # of all clips; a tiny model needs 10 GB of memory for so many
@@ -109,7 +110,8 @@ def _draw_clips(runs, results, count: int, rules: AccessRules | None) -> dict[st
         _check_sizes(config.to_dict(), str(run.folder), count)
         clips = _read_clips(config, manifest, count)[0]
         try:
-            for name, caption, videos in _stage_strips(config, params, clips):
+            is_trusted = rules is not None
+            for name, caption, videos in _stage_strips(run, config, params, clips, is_trusted):
                 add(f"{title}: {name}", caption, videos)
         except UserError as error:
             notes.append(f"{title}: no masks or reconstructions, because {error}.")
@@ -137,8 +139,34 @@ FEATURES_CAPTION = (
 )
 
 
-def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
+def _check_teacher(run: ReportedRun, config: Any) -> None:
+    """Checks that the image teacher that draws masks is that of a run of unknown origin.
+
+    The checkpoint has the hash of its parameters. It is compared, because a forged config could
+    name any weights of this machine. The page does not show why they cannot be read.
+
+    Raises:
+      UserError: it is another one, or cannot be read.
+    """
+    if not registry.find_stage(config).needs_teacher(config):
+        return
+    expected, found = run.record.get("frozen_sha256"), None
+    try:
+        teacher = {"teacher": image_teacher.read_teacher(config)}
+        found = frozen_hashes.hash_groups(teacher)["teacher"]
+    except UserError as error:
+        logging.warning("the image teacher of %s cannot be read: %s", run.folder, error)
+    if found is None or not isinstance(expected, dict) or found != expected.get("teacher"):
+        raise UserError(
+            f"config.teacher.weights={config.teacher.weights} cannot be read, or is not the image "
+            "teacher with which the run was trained"
+        )
+
+
+def _stage_strips(run: ReportedRun, config: Any, params: Any, video_bthwc, is_trusted: bool):
     """Yields (title, caption, videos) for each strip of a stage; see `Stage.visualize`."""
+    if not is_trusted:
+        _check_teacher(run, config)
     for strip in registry.find_stage(config).visualize(config, params, video_bthwc):
         draw = visualization.hide_patches if strip.hides_masked else visualization.outline_patches
         videos = list(map(draw, strip.video_bthwc, strip.visible_btyx))

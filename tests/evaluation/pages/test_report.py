@@ -11,7 +11,7 @@ import ml_collections
 import pytest
 
 from configs import stage1 as stage1_config
-from invnext_jax.checkpointing import run_metadata, run_record
+from invnext_jax.checkpointing import frozen_hashes, run_metadata, run_record
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained, results_file, tables
@@ -69,6 +69,7 @@ def folder(tmp_path, monkeypatch):
         "git": "a" * 40,
         "versions": {},
         "manifest_sha256": manifest_lib.hash_manifests(str(manifest)),
+        "frozen_sha256": frozen_hashes.hash_groups(stage1.init_frozen(config, None)),
     }
     (tmp_path / "s1" / "checkpoints").mkdir(parents=True)
     lines = [{"step": i, "loss": 1.0 / i, "clips_per_second": 5.0} for i in (1, 2)]
@@ -100,6 +101,29 @@ def test_page_is_self_contained(folder):
         assert text in page, text
     captions = (folder / "world" / "val.captions.jsonl").read_text().splitlines()
     assert json.loads(captions[1])["caption"] in page
+
+
+@pytest.mark.parametrize("digest", [None, "a" * 64])
+def test_weights_that_are_not_those_of_the_teacher_draw_no_masks(digest, folder):
+    """A forged config can name any weights of this machine, but not their hash."""
+    record = run_record.read_run_record(folder / "s1")
+    run = ReportedRun(folder / "s1", {**record, "frozen_sha256": {"teacher": digest}}, [])
+    found = run_clips.show_clips([run], [], 1)
+    assert "is not the image teacher with which the run was trained" in found["notes"][0]
+    assert not any("mask" in strip["title"] for strip in found["clips"][0]["strips"])
+
+
+def test_why_weights_cannot_be_read_is_not_shown(folder):
+    record = run_record.read_run_record(folder / "s1")
+    record["config"]["teacher"]["weights"] = str(folder / "private.safetensors")
+    for is_there in (False, True):
+        if is_there:
+            (folder / "private.safetensors").write_bytes(b"x")
+        (note,) = run_clips.show_clips([ReportedRun(folder / "s1", record, [])], [], 1)["notes"][:1]
+        assert note.endswith(
+            "private.safetensors cannot be read, or is not the image teacher with which the run "
+            "was trained."
+        )
 
 
 def test_strips_name_the_run_if_several_have_the_same_stage(folder):
