@@ -52,6 +52,21 @@ def read_object(
     return content
 
 
+def load_unique(text: str) -> Any:
+    """Parses JSON; of names that occur twice in an object, `json.loads` uses the last one.
+
+    Raises:
+      ValueError: The text is not valid JSON, or a name occurs twice in an object.
+    """
+
+    def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=make_object)
+
+
 def hash_json(value: Any) -> str:
     """Returns the SHA-256 of a JSON-serializable value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

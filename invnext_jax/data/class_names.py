@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from invnext_jax import csv_text, regular_file, sanitize
+from invnext_jax import csv_text, json_file, regular_file, sanitize
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
@@ -192,11 +192,11 @@ def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, dict[str, i
 
     Raises:
       ValueError: The format is not one of these, two names have the same id, an id is not a class,
-        or a name has more than `MAX_NAME` characters.
+        a listed name is blank or repeated, or a name has more than `MAX_NAME` characters.
     """
     text = content.decode("utf-8-sig")
     try:
-        found = json.loads(text) if is_json else text.split("\n")
+        found = json_file.load_unique(text) if is_json else text.split("\n")
     except RecursionError as error:
         raise ValueError("it must map names to integers, or list names") from error
     has_columns = isinstance(found, dict) and any(isinstance(v, dict) for v in found.values())
@@ -207,29 +207,34 @@ def parse_class_names(content: bytes, *, is_json: bool) -> dict[str, dict[str, i
 
 
 def _parse_names(content: Any) -> dict[str, int]:
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        content = _number_names(content)
+    if not isinstance(content, dict):
+        raise ValueError("it must map names to integers, or list names")
     try:
-        if isinstance(content, dict):
-            parse = columns_lib.parse_integer
-            content = {str(name): parse(str(number)) for name, number in content.items()}
-        "".join(content).encode()
-        longest = max(map(len, content), default=0)
+        names = {name: columns_lib.parse_integer(str(value)) for name, value in content.items()}
+        "".join(names).encode()
     except UnicodeEncodeError as error:
         raise ValueError("a name contains a surrogate, which is not a character") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError("it must map names to integers, or list names") from error
-    if longest > MAX_NAME:
+    except ValueError as error:
+        raise ValueError(f"it must map names to integers, or list names: {error}") from error
+    if (longest := max(map(len, names), default=0)) > MAX_NAME:
         raise ValueError(f"a name has {longest:,} characters, more than {MAX_NAME:,}")
-    if isinstance(content, dict):
-        names = content
-        if len(set(names.values())) < len(names):
-            raise ValueError("two names have the same number")
-        if names and not 0 <= min(names.values()) <= max(names.values()) <= columns_lib.MAX_CLASS:
-            raise ValueError(f"a number is not between 0 and {columns_lib.MAX_CLASS}")
-        return names
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError("it must map names to integers, or list names")
-    stripped = [name.strip() for name in content]
-    return {name: number for number, name in enumerate(filter(None, stripped))}
+    if len(set(names.values())) < len(names):
+        raise ValueError("two names have the same number")
+    if names and not 0 <= min(names.values()) <= max(names.values()) <= columns_lib.MAX_CLASS:
+        raise ValueError(f"a number is not between 0 and {columns_lib.MAX_CLASS}")
+    return names
+
+
+def _number_names(names: list[str]) -> dict[str, int]:
+    """Numbers names from 0; blank ones at the end are left out."""
+    names = [name.strip() for name in names]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError("a name is blank or occurs twice, so the numbers of classes are unclear")
+    return {name: number for number, name in enumerate(names)}
 
 
 def read_manifest_classes(
@@ -268,11 +273,7 @@ def read_optional_file(path: str) -> dict[str, dict[str, int]]:
 
 
 def read_label_columns(manifest: str | os.PathLike) -> list[str]:
-    """Returns the label columns of a local manifest without reading its rows.
-
-    Raises:
-      UserError: The file cannot be read.
-    """
+    """Returns the label columns of a local manifest; raises `UserError` if it cannot be read."""
     try:
         with video_io.open_text(os.fspath(manifest)) as file:
             columns = next(csv.reader(csv_text.read_lines(file)), [])

@@ -96,6 +96,24 @@ def test_class_names_must_be_characters(tmp_path):
         read(tmp_path / "l.txt", classes=str(tmp_path / "classes.json"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.txt", "run\n\njump\n"),
+        ("c.txt", "\nrun"),
+        ("c.txt", "run\njump\n run"),
+        ("c.json", '["run", "", "jump"]'),
+        ("c.json", '{"run": 0, "jump": 1, "run": 2}'),
+    ],
+)
+def test_blank_and_repeated_class_names_do_not_move_the_others(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="a name (is blank or )?occurs twice"):
+        class_names.read_class_names(tmp_path / name)
+    (tmp_path / name).write_text('["run", "jump", " "]' if "json" in name else "run\r\njump\n\n")
+    assert class_names.read_class_names(tmp_path / name) == {"run": 0, "jump": 1}
+
+
 def test_labels_without_a_class_name_are_a_sentence(tmp_path):
     entries = [VideoEntry("a.mp4", "mine", labels={"label_action": 7})]
     videos = VideoList(entries, {"run": 0}, "a.classes.json")
