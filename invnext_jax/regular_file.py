@@ -23,6 +23,7 @@ DAMAGE = (
     *(MemoryError, SyntaxError, tokenize.TokenError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+MAX_DIRECTORY = 2**24  # bytes of the list of members of an archive; it needs 7 times more memory
 _CHUNK_BYTES = 2**20
 _BLOCK_BYTES = 512  # unit of `st_blocks` on all file systems
 # Checkpoints and weights can hardly be compressed, so that compression by a file system passes.
@@ -161,6 +162,19 @@ def describe_sparse(paths: Iterable[Path]) -> str:
     )
 
 
+class _SmallReads:
+    """A file for `ZipFile`, which reads the directory of an archive at once."""
+
+    def __init__(self, file: BinaryIO):
+        self._read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads up to `size` bytes."""
+        if size > MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"its directory has more than {MAX_DIRECTORY} bytes")
+        return self._read(size)
+
+
 def check_archive_size(file: BinaryIO, max_bytes: int) -> None:
     """Checks the size of all members of a zip archive after decompression, by its directory.
 
@@ -168,9 +182,9 @@ def check_archive_size(file: BinaryIO, max_bytes: int) -> None:
 
     Raises:
       ValueError: The archive is larger.
-      BadZipFile: The file is not an archive.
+      BadZipFile: The file is not an archive, or its directory has more than `MAX_DIRECTORY` bytes.
     """
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(_SmallReads(file)) as archive:
         if sum(member.file_size for member in archive.infolist()) > max_bytes:
             raise ValueError(f"it has more than {max_bytes} bytes when decompressed")
     file.seek(0)

@@ -1,6 +1,8 @@
 import os
 import tracemalloc
+import zipfile
 
+import numpy as np
 import pytest
 
 from invnext_jax import regular_file
@@ -48,3 +50,14 @@ def test_the_limit_allocates_no_memory_and_long_files_are_complete(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * len(content)
+
+
+def test_archives_with_too_many_members_are_damage(tmp_path, monkeypatch):
+    """An entry of the directory has 46 bytes and a name, and needs more memory than the file."""
+    np.savez(tmp_path / "a.npz", **{f"array{number}": np.zeros(1) for number in range(10)})
+    with (tmp_path / "a.npz").open("rb") as file:
+        regular_file.check_archive_size(file, 10**4)
+        assert file.tell() == 0
+        monkeypatch.setattr(regular_file, "MAX_DIRECTORY", 10 * 46)
+        with pytest.raises(zipfile.BadZipFile, match="its directory has more than 460 bytes"):
+            regular_file.check_archive_size(file, 10**4)
