@@ -18,7 +18,14 @@ from absl import app, flags, logging
 from invnext_jax import sanitize
 from invnext_jax.command_output import make_output_resilient, sanitize_output
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+# What to do about an error of a file, by its number.
+_FILE_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS), "check the path"),
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space, then repeat the command"
+    ),
+    errno.EIO: "check the disk",
+}
 
 
 class UserError(ValueError):
@@ -79,8 +86,8 @@ def summarize_error(error: BaseException) -> str:
 def exit_on_user_error() -> Iterator[None]:
     """Prints a `UserError` or `NonFiniteError` as one line on standard error, and exits.
 
-    The exit code is 2 for a `UserError` and 3 for a `NonFiniteError`. An `OSError` of a file that
-    must not be used, or whose name is too long, is like a `UserError`.
+    The exit code is 2 for a `UserError` and 3 for a `NonFiniteError`. An `OSError` of a full disk,
+    of a file that must not be used, or whose name is too long, is like a `UserError`.
     """
     try:
         yield
@@ -89,9 +96,11 @@ def exit_on_user_error() -> Iterator[None]:
         print(f"error: {sanitize.for_display(text)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 3)
     except OSError as error:
-        if error.errno not in _REFUSED or error.filename is None:
+        advice = _FILE_ADVICE.get(error.errno)
+        if advice is None or (error.filename is None and advice == "check the path"):
             raise
-        text = f"{error.filename} cannot be read or written ({error.strerror}): check the path"
+        name = error.filename or "a file"  # an error of an open file has no name
+        text = f"{name} cannot be read or written ({error.strerror}): {advice}"
         print(f"error: {sanitize.escape_lines(sanitize.redact_urls(text))}", file=sys.stderr)
         sys.exit(2)
 

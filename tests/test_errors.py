@@ -133,6 +133,16 @@ def test_a_file_that_must_not_be_used_is_a_line_and_an_exit_code(number, capsys)
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_a_line_and_an_exit_code(capsys):
+    with pytest.raises(SystemExit) as caught, errors.exit_on_user_error():
+        with open("/dev/full", "w") as file:
+            file.write("a")
+    assert caught.value.code == 2
+    sentence = "cannot be read or written (No space left on device): free space, then repeat"
+    assert capsys.readouterr().err == f"error: a file {sentence} the command\n"
+
+
 def test_long_errors_keep_the_end_that_says_what_to_change(capsys):
     with pytest.raises(SystemExit), errors.exit_on_user_error():
         raise errors.UserError(f"{'x' * 10**6} is not a path: set another one")

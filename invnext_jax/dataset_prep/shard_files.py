@@ -5,6 +5,8 @@ The small files may be on a remote file system.
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -66,6 +68,33 @@ def check_readable(path: str) -> None:
         for record in range(count(path)):
             if not digest(path, record):
                 raise BadVideo(f"{shards.name_video(path, record)}: it cannot be read", "corrupt")
+
+
+@contextlib.contextmanager
+def open_writer(path: str) -> Iterator[Callable[[bytes], None]]:
+    """Yields a function that adds a record to a new shard.
+
+    Raises:
+      OSError: The shard cannot be written, for example because the disk is full.
+    """
+    from array_record.python import array_record_module
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except RuntimeError as error:  # the message of the system is part of a longer one
+            causes = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
+            code = next((c for c in causes if os.strerror(c) in str(error)), errno.EIO)
+            raise OSError(code, os.strerror(code), path) from error
+
+    # One record per group, because training reads in random order. No compression, because the
+    # video is already compressed.
+    options = "group_size:1,uncompressed"
+    writer = call(array_record_module.ArrayRecordWriter, path, options)
+    try:
+        yield functools.partial(call, writer.write)
+    finally:
+        call(writer.close)
 
 
 def read_json(path: epath.Path, advice: str = "specify a new folder") -> Any:

@@ -178,18 +178,14 @@ def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None
 def _write_records(
     plan: ShardPlan, index: int, temporary: str, stop: threading.Event | None
 ) -> tuple[list, list, list]:
-    from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
     manifest = _load_manifest(plan.manifests, plan.sha256, plan.access)
     features = make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     quarantined, damaged = [], _read_damaged(plan, index)
-    # One record per group, because training reads in random order. No compression, because the
-    # video is already compressed.
-    writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1,uncompressed")
-    with contextlib.closing(writer):
-        written = _copy_records(plan, index, os.path.dirname(temporary), writer)
+    with shard_files.open_writer(temporary) as write:
+        written = _copy_records(plan, index, os.path.dirname(temporary), write)
         existing = {row for row, *_ in written}
         damaged = [entry for entry in damaged if entry[0] in existing]
         pending = [row for row in plan.shard_rows(index) if row not in existing]
@@ -211,7 +207,7 @@ def _write_records(
                     fields |= {name: record.labels.get(name, -1) for name in plan.labels}
                     fields |= {"video": video["video"].tobytes(), **values}
                     example = features.encode_example(fields)
-                    writer.write(serializer.serialize_example(example))
+                    write(serializer.serialize_example(example))
                     written.append([row, *values.values()])
                     if "damage" in video:
                         damaged.append([row, record.name, video["damage"]])
@@ -260,7 +256,9 @@ def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):
             yield {"reason": result.reason} if isinstance(result, WorkerFailure) else result
 
 
-def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list[Any]]:
+def _copy_records(
+    plan: ShardPlan, index: int, folder: str, write: Callable[[bytes], None]
+) -> list[list[Any]]:
     """Copies the records of a valid existing shard and returns their (row, *VIDEO_COLUMNS)."""
     shard = plan.shard_path(index)
     if not shard.exists():
@@ -282,7 +280,7 @@ def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list
     ):
         return []
     for _, data in shards.iterate_records(shard):
-        writer.write(data)
+        write(data)
     return kept
 
 

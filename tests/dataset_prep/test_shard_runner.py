@@ -59,6 +59,25 @@ def test_no_port_is_opened_on_this_machine(tmp_path, videos):
     assert len(pids) >= 4 and not ports  # this process, the command and two encoders
 
 
+FULL = """
+import resource, sys
+from invnext_jax import errors
+from invnext_jax.dataset_prep import shard_files
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+with errors.exit_on_user_error(), shard_files.open_writer(sys.argv[1]) as write:
+    for _ in range(100):
+        write(bytes(10_000))
+"""
+
+
+def test_a_full_disk_is_an_error_in_one_sentence(tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path / "shard")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    expected = f"error: {tmp_path / 'shard'} cannot be read or written (File too large): free space"
+    assert done.stderr.splitlines()[-1].startswith(expected)
+
+
 def test_threads_start_after_the_import_of_tfds():
     code = "import sys; from invnext_jax.dataset_prep import shard_runner\n"
     code += "def write(*_): assert hasattr(sys.modules['tensorflow_datasets'], 'features')\n"
