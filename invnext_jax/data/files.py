@@ -32,6 +32,14 @@ MAX_FILE_BYTES = 2**40
 _RAW_READ = io.FileIO.read
 
 
+def bad_name(name: str, error: ValueError) -> demux.BadVideo:
+    """Returns the error for a name with which no file can be opened."""
+    reason = "no file can have this name"
+    if isinstance(error, UnicodeEncodeError) and error.encoding.lower() != "utf-8":
+        reason += f" in the encoding {error.encoding} of this locale (set PYTHONUTF8=1)"
+    return demux.BadVideo(f"{name!a}: {reason}", "missing")
+
+
 def check_kind(status: os.stat_result, name: str | os.PathLike) -> None:
     """Checks from its status that a file is a regular file or a folder.
 

@@ -150,7 +150,7 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
         kind = error_kind(error)
         raise BadVideo(f"{name}: {type(error).__name__}: {error}", kind) from error
     except ValueError as error:
-        raise BadVideo(f"{name!a}: no file can have this name", "missing") from error
+        raise files_lib.bad_name(name, error) from error
     try:
         with reading():
             with _OPEN_LOCK:

@@ -228,7 +228,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[BinaryIO]:
     except UserError:
         raise
     except ValueError as error:
-        raise demux.BadVideo(f"{name!a}: no file can have this name", "missing") from error
+        raise files_lib.bad_name(name, error) from error
     with file:
         try:
             yield file

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import io
 import os
+import subprocess
+import sys
 
 import fsspec
 import numpy as np
@@ -187,6 +189,16 @@ def test_names_that_no_file_can_have_are_bad_videos(name):
         with pytest.raises(decode.BadVideo, match="no file can have this name") as caught:
             video_io.open_source(name, record).__enter__()
         assert caught.value.kind == "missing" and str(caught.value).isascii()
+
+
+def test_names_that_the_locale_cannot_encode_are_explained():
+    code = "from invnext_jax.data import video_io; video_io.open_source('\\xe4.mp4').__enter__()"
+    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("in the encoding ascii of this locale (set PYTHONUTF8=1)")
 
 
 def test_paths_without_a_file_are_missing_and_are_not_read_again(tmp_path):
