@@ -20,9 +20,10 @@ _SYNC = '"is_sync":true'
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 # Instructions that take no time of their own.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
-_FREE |= {"call", "after-all", "partition-id", "replica-id", "opt-barrier", "async-start"}
-_FREE |= {"async-update", "copy-start", "send", "recv"}  # they overlap with computation
+_FREE |= {"call", "after-all", "partition-id", "replica-id", "opt-barrier"}
+_FREE |= {"async-update", "send", "recv"}  # they overlap with computation
 _FREE_TARGETS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"}
+_FREE_TARGETS |= {"ConcatBitcast"}  # one array from the parts that were copied to fast memory
 _READ_PARTS = ("dynamic-slice", "slice", "gather")  # they read only a part of their first operand
 _SPLASH = {"dq": 6, "dkv": 8, "fwd": 4}  # FLOPs per pair of tokens and unit of the head width
 
@@ -73,6 +74,8 @@ def _seconds(program, instruction, arrays, device, devices, link) -> tuple[float
     if collective := collectives.read_collective(program, instruction, 1, devices):
         waits = not instruction.opcode.endswith("-start") or _SYNC in instruction.attributes
         return collective.sent_bytes / link, "link" if waits else "overlapped"
+    if instruction.opcode.endswith("-start"):  # a copy that overlaps with computation
+        return 0.0, "overlapped"
     if device.clock and (match := _CYCLES.search(instruction.attributes)):
         return int(match[1]) / device.clock, "compiler"
     inputs = [arrays.get(name, ()) for name in instruction.operands]

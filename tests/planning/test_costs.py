@@ -102,6 +102,9 @@ ENTRY %main (a: bf16[8,16]) -> bf16[8,16] {
  custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 128, \\"block_kv\\": 128, \\"block_kv_dkv\\": 256}"
 }}, metadata={op_name="attn/splash_mha_fwd_segmented/pallas_call"}
+  %prefetch = ((s8[8192]{0}), s8[4096]{0:S(1)}, s32[]) slice-start(%a), slice={[0:4096]}
+  %fetched = s8[4096]{0:S(1)} slice-done(%prefetch)
+  %joined = bf16[8,16]{1,0:S(1)} custom-call(%fetched, %fetched), custom_call_target="ConcatBitcast"
   ROOT %buffer = bf16[8,16]{1,0} custom-call(), custom_call_target="AllocateBuffer"
 }
 """
@@ -112,6 +115,11 @@ def test_tpu_fusions_have_the_cycles_of_the_compiler():
     assert found["fusion"].seconds == pytest.approx(3e-6)
     assert found["fusion"].basis == "compiler"
     assert "buffer" not in found
+
+
+def test_copies_to_fast_memory_overlap_with_computation():
+    _, found = find(TPU.replace("calls=%x,", ""))
+    assert set(found) == {"fusion", "fwd"}
 
 
 @pytest.mark.parametrize(
