@@ -29,6 +29,7 @@ from invnext_jax.models.sharding import (
 )
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # values of `config.attention`
+MAX_PADDING = 0.125  # largest padding of a stack of layers, as a fraction of its tokens
 # `with kernel("naive"):` during tracing sets the kernel of every attention layer.
 kernel = jax.make_user_context("auto")
 
@@ -103,6 +104,7 @@ def attend(
       theta: base of the wavelengths of rotary positions, which are applied to the queries and keys;
         None for no rotation, as with causal attention.
       length: number of keys that are not padding, if the tokens are padded to `padded_length`.
+        Causal attention ignores it, because no token attends to the padding after it.
       leading_axes: logical axes of b and n.
       causal: whether a query attends only to keys at its own and earlier positions. All logits are
         then computed at once, which is suitable for the short sequences of text models.
@@ -145,7 +147,8 @@ def padded_length(tokens_bnd: jax.Array, dtype: Any) -> int:
     """Returns the length to which a stack of layers should pad its tokens.
 
     Splash attention needs whole tiles. Padding all tokens once is faster than padding queries, keys
-    and values in every layer. Without splash attention, it is the number of tokens.
+    and values in every layer. Without splash attention, it is the number of tokens, and also if the
+    padding would exceed `MAX_PADDING`, because all other operations then take longer.
 
     Args:
       tokens_bnd: tokens of a stream.
@@ -155,7 +158,8 @@ def padded_length(tokens_bnd: jax.Array, dtype: Any) -> int:
     queries = jax.ShapeDtypeStruct((1, n, 1, 1), dtype)
     if choose_kernel(queries, queries)[0] != "splash":
         return n
-    return fused_attention.splash_padded_length(n, None, fused_attention.token_shards())
+    padded = fused_attention.splash_padded_length(n, None, fused_attention.token_shards())
+    return padded if padded <= n * (1 + MAX_PADDING) else n
 
 
 def choose_kernel(

@@ -186,17 +186,16 @@ class SelfAttention(nn.Module):
     out_init: Callable = small_normal
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array) -> jax.Array:
-        """Maps [b n d] to [b n d]."""
+    def __call__(self, x_bnd: jax.Array, length: int | None = None) -> jax.Array:
+        """Maps [b n d] to [b n d]; see `attention.attend` for `length`."""
         b, n, d = x_bnd.shape
         split = (b, n, self.heads, d // self.heads)
         qkv = dense((3, d), ("embed", None, "heads"), name="qkv", dtype=self.dtype, use_bias=False)
         q_bnd, k_bnd, v_bnd = unstack(qkv(x_bnd))
         q_bnd = RMSNorm(self.dtype, name="q_norm")(q_bnd)
         k_bnd = RMSNorm(self.dtype, name="k_norm")(k_bnd)
-        y_bnhe = attend(
-            *shard_attention_inputs(*(part.reshape(split) for part in (q_bnd, k_bnd, v_bnd)))
-        )
+        parts = shard_attention_inputs(*(part.reshape(split) for part in (q_bnd, k_bnd, v_bnd)))
+        y_bnhe = attend(*parts, length=length)
         return dense(d, ("heads", "embed"), name="proj", dtype=self.dtype, init=self.out_init)(
             y_bnhe.reshape(b, n, d)
         )
@@ -215,7 +214,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array | None
+        self,
+        x_bnd: jax.Array,
+        index: jax.Array,
+        drop_rate: jax.Array | None,
+        length: int | None = None,
     ) -> jax.Array:
         """Adds attention and MLP to the float32 residual stream.
 
@@ -223,13 +226,14 @@ class Block(nn.Module):
           x_bnd: residual stream, float32.
           index: int32 scalar, index of the layer.
           drop_rate: float32 scalar, the probability of dropping a branch of a sample; None for 0.
+          length: number of tokens without padding; see `attention.attend`.
         """
 
         def scaled(key, shape, dtype):
             return small_normal(key, shape, dtype) / jnp.sqrt(2.0 * (index + 1)).astype(dtype)
 
         h_bnd = RMSNorm(self.dtype, name="norm1")(x_bnd)
-        h_bnd = SelfAttention(self.heads, self.dtype, scaled, name="attn")(h_bnd)
+        h_bnd = SelfAttention(self.heads, self.dtype, scaled, name="attn")(h_bnd, length)
         x_bnd = x_bnd + self._scale_and_drop_path(h_bnd, "scale1", drop_rate)
         h_bnd = RMSNorm(self.dtype, name="norm2")(x_bnd)
         h_bnd = Mlp(self.mlp_width, self.dtype, scaled, name="mlp")(h_bnd)

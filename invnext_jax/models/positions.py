@@ -148,6 +148,7 @@ def apply_axial_rotary(x_bnhe: jax.Array, grid: Grid) -> jax.Array:
 
     Args:
       x_bnhe: queries or keys of all tokens in raster order; the rotation is computed in float32.
+        Tokens after those of the grid are not rotated.
       grid: time slots, rows and columns.
     """
     group = x_bnhe.shape[3] // 3 // 2 * 2
@@ -155,6 +156,7 @@ def apply_axial_rotary(x_bnhe: jax.Array, grid: Grid) -> jax.Array:
     angles_ne = np.concatenate(
         [axis.reshape(-1, 1) * 10000.0 ** -exponents[None] for axis in np.indices(grid)], axis=1
     )
+    angles_ne = np.pad(angles_ne, ((0, x_bnhe.shape[1] - angles_ne.shape[0]), (0, 0)))
     cos = jnp.asarray(np.cos(angles_ne), jnp.float32)[None, :, None, :]
     sin = jnp.asarray(np.sin(angles_ne), jnp.float32)[None, :, None, :]
     rotated, rest = x_bnhe[..., : 3 * group].astype(jnp.float32), x_bnhe[..., 3 * group :]

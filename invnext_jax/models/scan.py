@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invnext_jax.errors import UserError
+from invnext_jax.models.attention import padded_length
 from invnext_jax.models.sharding import TOKEN_AXES, LeadingAxes, replicate_tokens, shard_tokens
 
 REMAT_POLICIES = {
@@ -46,8 +47,11 @@ def scan_blocks(
 ) -> tuple[jax.Array, jax.Array]:
     """Applies `depth` copies of a block by a scan, so that compile time does not grow with depth.
 
+    If the attention kernel needs padded tokens, they are padded once for all layers.
+
     Args:
-      block: module with the signature (x_bnd, index, drop_rate); parameters get a layer axis.
+      block: module with the signature (x_bnd, index, drop_rate, length) and the attribute `dtype`;
+        parameters get a layer axis.
       x_bnd: float32 residual stream.
       depth: number of layers.
       taps: states to return, ascending; state k is the stream after k layers, and state 0 is the
@@ -60,7 +64,10 @@ def scan_blocks(
     Returns:
       The final stream [b n d] and the tapped states [k b n d].
     """
-    x_bnd = shard_tokens(replicate_tokens(x_bnd), leading_axes)
+    length = x_bnd.shape[1]
+    spare = padded_length(x_bnd, block.dtype) - length
+    x_bnd = jnp.pad(replicate_tokens(x_bnd), ((0, 0), (0, spare), (0, 0)))
+    x_bnd = shard_tokens(x_bnd, leading_axes)
     # Each tapped state has a slot. All other states overwrite one extra slot, which is discarded.
     slots = np.full((depth + 1,), len(taps), np.int32)
     slots[list(taps)] = np.arange(len(taps))
@@ -70,7 +77,7 @@ def scan_blocks(
     def body(block, carry, layer):
         index, rate, slot = layer
         x_bnd, taps_kbnd = carry
-        x_bnd = shard_tokens(block(x_bnd, index, rate), leading_axes)
+        x_bnd = shard_tokens(block(x_bnd, index, rate, length if spare else None), leading_axes)
         taps_kbnd = jax.lax.dynamic_update_index_in_dim(taps_kbnd, x_bnd, slot, 0)
         return (x_bnd, taps_kbnd if taps else carry[1]), None
 
@@ -86,7 +93,8 @@ def scan_blocks(
     )
     layers = (jnp.arange(depth), rates, jnp.asarray(slots[1:]))
     (x_bnd, taps_kbnd), _ = scan(block, (x_bnd, taps_kbnd), layers)
-    return replicate_tokens(x_bnd), replicate_tokens(taps_kbnd[: len(taps)])
+    x_bnd, taps_kbnd = x_bnd[:, :length], taps_kbnd[: len(taps), :, :length]
+    return replicate_tokens(x_bnd), replicate_tokens(taps_kbnd)
 
 
 def select_tap_layers(depth: int, count: int, interval: float) -> tuple[int, ...]:

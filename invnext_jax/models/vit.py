@@ -30,13 +30,19 @@ class VisionAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_bnd: jax.Array, query_bnd: jax.Array, *, weights: bool = False
+        self,
+        x_bnd: jax.Array,
+        query_bnd: jax.Array,
+        length: int | None = None,
+        *,
+        weights: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Attends from the queries to x.
 
         Args:
           x_bnd: tokens, which are projected to keys and values.
           query_bnd: any number of tokens, which are projected to queries.
+          length: number of tokens of x without padding; see `attention.attend`.
           weights: whether to return the softmax weights [b, queries, n], averaged over heads.
 
         Returns:
@@ -52,7 +58,14 @@ class VisionAttention(nn.Module):
         q_bnhe, k_bnhe, v_bnhe = shard_attention_inputs(*parts, self.leading_axes)
         if self.rotary_grid is not None:
             q_bnhe, k_bnhe = (apply_axial_rotary(x, self.rotary_grid) for x in (q_bnhe, k_bnhe))
-        y_bnhe = attend(q_bnhe, k_bnhe, v_bnhe, leading_axes=self.leading_axes, causal=self.causal)
+        y_bnhe = attend(
+            q_bnhe,
+            k_bnhe,
+            v_bnhe,
+            length=length,
+            leading_axes=self.leading_axes,
+            causal=self.causal,
+        )
         y_bnd = rearrange(y_bnhe, "b n h e -> b n (h e)")
         y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
         if not weights:
@@ -86,8 +99,21 @@ class VisionBlock(nn.Module):
     rotary_grid: Grid | None = None
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
-        """Adds attention and MLP to the float32 residual stream; ignores the other arguments."""
+    def __call__(
+        self,
+        x_bnd: jax.Array,
+        index: jax.Array,
+        drop_rate: jax.Array | None,
+        length: int | None = None,
+    ) -> jax.Array:
+        """Adds attention and MLP to the float32 residual stream.
+
+        Args:
+          x_bnd: residual stream, float32.
+          index: ignored.
+          drop_rate: ignored.
+          length: number of tokens without padding; see `attention.attend`.
+        """
         del index, drop_rate
         h_bnd = layer_norm(self.eps, self.dtype, "norm1")(x_bnd)
         attention = VisionAttention(
@@ -98,7 +124,7 @@ class VisionBlock(nn.Module):
             self.rotary_grid,
             name="attn",
         )
-        h_bnd, _ = attention(h_bnd, h_bnd)
+        h_bnd, _ = attention(h_bnd, h_bnd, length)
         x_bnd = x_bnd + self._apply_layer_scale(h_bnd, "scale1")
         h_bnd = layer_norm(self.eps, self.dtype, "norm2")(x_bnd)
         if self.gated:
