@@ -7,6 +7,7 @@ Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,11 @@ from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend
 from invnext_jax.models.dot_general import select_dot_general, select_precision
 from invnext_jax.models.gather import unstack
-from invnext_jax.models.sharding import shard_attention_inputs, with_logical_axes
+from invnext_jax.models.sharding import (
+    shard_attention_inputs,
+    target_platform,
+    with_logical_axes,
+)
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
@@ -178,6 +183,34 @@ class ProjectionHead(nn.Module):
         return l2_normalize(x) if self.normalize else x
 
 
+class MergeHeads(nn.Module):
+    """Linear layer from the channels of all heads, with the parameters of `dense`.
+
+    TPUs sum over heads and their channels without joining the two axes. Joining them would copy the
+    output of the attention kernel, whose heads come before the tokens.
+    """
+
+    features: int
+    dtype: Dtype
+    out_init: Callable = small_normal
+
+    @nn.compact
+    def __call__(self, x_bnhe: jax.Array) -> jax.Array:
+        """Maps [b n h e] to [b n features]."""
+        shape = (math.prod(x_bnhe.shape[2:]), self.features)
+        kernel_init = with_logical_axes(self.out_init, ("heads", "embed"))
+        bias_init = with_logical_axes(nn.initializers.zeros, ("embed",))
+        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
+        bias = self.param("bias", bias_init, shape[1:], jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x_bnhe, kernel, bias, dtype=self.dtype)
+        channels = x.shape[2:] if target_platform() == "tpu" else shape[:1]
+        x, kernel = x.reshape(*x.shape[:2], *channels), kernel.reshape(*channels, self.features)
+        axes = tuple(range(2, x.ndim)), tuple(range(len(channels)))
+        precision = select_precision(self.dtype)
+        y_bnd = select_dot_general()(x, kernel, (axes, ((), ())), precision=precision)
+        return y_bnd + bias[None, None]
+
+
 class SelfAttention(nn.Module):
     """Self-attention that normalizes q and k over the full width, before splitting the heads."""
 
@@ -196,9 +229,7 @@ class SelfAttention(nn.Module):
         k_bnd = RMSNorm(self.dtype, name="k_norm")(k_bnd)
         parts = shard_attention_inputs(*(part.reshape(split) for part in (q_bnd, k_bnd, v_bnd)))
         y_bnhe = attend(*parts, length=length)
-        return dense(d, ("heads", "embed"), name="proj", dtype=self.dtype, init=self.out_init)(
-            y_bnhe.reshape(b, n, d)
-        )
+        return MergeHeads(d, self.dtype, self.out_init, name="proj")(y_bnhe)
 
 
 class Block(nn.Module):

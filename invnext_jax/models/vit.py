@@ -6,11 +6,10 @@ Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from invnext_jax.models.attention import attend
 from invnext_jax.models.dot_general import select_precision
-from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm
+from invnext_jax.models.layers import Dtype, MergeHeads, Mlp, dense, layer_norm
 from invnext_jax.models.patches import Grid
 from invnext_jax.models.positions import apply_axial_rotary
 from invnext_jax.models.sharding import TOKEN_AXES, LeadingAxes, shard_attention_inputs
@@ -66,8 +65,7 @@ class VisionAttention(nn.Module):
             leading_axes=self.leading_axes,
             causal=self.causal,
         )
-        y_bnd = rearrange(y_bnhe, "b n h e -> b n (h e)")
-        y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
+        y_bnd = MergeHeads(d, self.dtype, name="proj")(y_bnhe)
         if not weights:
             return y_bnd, None
         logits = jnp.einsum(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from invnext_jax.models import layers, scan
+from invnext_jax.models import dot_general, layers, scan
 
 X = np.linspace(-12, 12, 4001, dtype=np.float32)
 
@@ -100,3 +100,25 @@ def test_rate_zero_draws_no_random_bits():
         return "random_bits" in str(run(x))
 
     assert draws(0.5) and not draws(0.0)
+
+
+@pytest.mark.parametrize("format_name", ["", "int8"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_merged_heads_are_those_of_a_linear_layer(monkeypatch, platform, format_name):
+    rng = np.random.default_rng(0)
+    x_bnhe = rng.standard_normal((2, 5, 3, 8), np.float32)
+    layer = layers.MergeHeads(16, jnp.float32)
+    linear = layers.dense(16, ("heads", "embed"), name=None, dtype=jnp.float32)
+    params, expected = (
+        nn.unbox(module.init(jax.random.key(0), x))
+        for module, x in ((layer, x_bnhe), (linear, x_bnhe.reshape(2, 5, 24)))
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    params["params"]["bias"] = rng.standard_normal(16, np.float32)
+    monkeypatch.setattr(layers, "target_platform", lambda: platform)
+    with dot_general.quantization(format_name):
+        found = layer.apply(params, x_bnhe)
+        expected = linear.apply(params, x_bnhe.reshape(2, 5, 24))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    contracted = jax.make_jaxpr(lambda x: layer.apply(params, x))(x_bnhe)
+    assert ("([2, 3], [0, 1])" in str(contracted)) == (platform == "tpu")
