@@ -1,6 +1,5 @@
 """Checks the model sizes that a file specifies against limits, before a model is built."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ LIMITS = {
     "patch": 256,
     "size": 4096,
     "train_size": 4096,
+    "short_side": 4096,
     "frames": 4096,
     "tubelet": 256,
     "class_tokens": 1024,
@@ -32,6 +32,7 @@ LIMITS = {
 }
 MAX_POSITION_VALUES = 2**28  # limit per position table: frames * rows * columns * width
 MAX_TOKENS = 2**17  # limit of the patches of a clip, whose attention takes quadratic time
+MAX_PIXELS = 2**28  # limit of the pixels of a clip; 0.8 GB
 MAX_DEPTH = 16  # maximum number of nested sections
 MAX_RATIO = 64  # maximum ratio of the width of an MLP and that of its model
 
@@ -76,14 +77,16 @@ def _sizes(data: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _check_table(config: Mapping[str, Any], source: str, values: int) -> None:
-    """Raises `UserError` if a position table of these sizes has more than `values` values."""
-    side = max(config.get("size", 0), config.get("train_size", 0)) // max(config["patch"], 1)
-    tokens = math.prod((config.get("frames", 1), side, side))
-    if tokens > MAX_TOKENS:
-        raise UserError(
-            f"{source} describes clips of {tokens:,} patches, but at most {MAX_TOKENS:,} are "
-            "possible: use the config of the checkpoint"
-        )
+    """Raises `UserError` if clips of these sizes or their position table are too large."""
+    size, frames = max(config.get("size", 0), config.get("train_size", 0)), config.get("frames", 1)
+    tokens = frames * (size // max(config["patch"], 1)) ** 2
+    parts = ((tokens, MAX_TOKENS, "patches"), (frames * size**2, MAX_PIXELS, "pixels"))
+    for count, limit, what in parts:
+        if count > limit:
+            raise UserError(
+                f"{source} describes clips of {count:,} {what}, but at most {limit:,} are "
+                "possible: use the config of the checkpoint"
+            )
     count = tokens * config["width"]
     if count > values:
         raise UserError(

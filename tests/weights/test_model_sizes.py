@@ -127,3 +127,12 @@ def test_tensor_names_that_are_no_tree_are_refused(names, tmp_path):
     (tmp_path / "a.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match="which is not a path"):
         export.open_export(tmp_path / "a.safetensors")
+
+
+def test_pixels_of_clips_are_limited():
+    sizes = {"width": 64, "patch": 256, "frames": 512}
+    model_sizes.check_sizes({**sizes, "size": 512}, "a")
+    with pytest.raises(UserError, match="clips of 8,589,934,592 pixels, but at most 268,435,456"):
+        model_sizes.check_sizes({**sizes, "size": 4096}, "a")
+    with pytest.raises(UserError, match="short_side='1000000'"):
+        model_sizes.check_sizes({"data": {"short_side": 10**6}}, "a")

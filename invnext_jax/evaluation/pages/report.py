@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from absl import logging
 
-from invnext_jax import atomic_file, regular_file
+from invnext_jax import atomic_file, regular_file, sanitize
 from invnext_jax.checkpointing import reader, run_record
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import results_file, tables
@@ -83,12 +83,12 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def render(template: str, **content: Any) -> str:
-    """Renders a template of this package."""
+    """Renders a template of this package. Control characters in names are escaped."""
     loader = jinja2.PackageLoader("invnext_jax.evaluation.pages", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    return environment.get_template(template).render(**content)
+    return sanitize.escape_controls(environment.get_template(template).render(**content))
 
 
 def describe_run(run: ReportedRun, name: str, number: int) -> dict[str, Any]:

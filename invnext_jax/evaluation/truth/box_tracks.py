@@ -21,6 +21,7 @@ from invnext_jax.video import frame_converter
 from invnext_jax.video.demux import BadVideo
 from invnext_jax.video.frame_converter import Window
 
+MAX_WINDOWS = 2**20  # of a file; the videos of Waymo Open have about 10,000
 _RATE_TOLERANCE = 0.02  # relative; 29.97 frames per second count as 30
 
 
@@ -51,12 +52,12 @@ class BoxTracks:
           seconds: Time limit for reading a clip of a video file.
 
         Raises:
-          UserError: The file cannot be read, or no window satisfies the rules.
+          UserError: The file cannot be read, or no window satisfies the rules, or too many do.
         """
         self._rules, self._size = rules or WindowRules(), size
         self._reader = ClipReader(seconds)
         self._tracks = read_tracks(path)
-        self._windows: list[tuple[int, tuple[int, ...]]] = []
+        self._windows: list[tuple[int, range]] = []
         for number, tracks in enumerate(self._tracks):
             _, kept_n = self._crop(tracks, tracks.box_n4)
             windows = select_windows(
@@ -64,6 +65,11 @@ class BoxTracks:
                 *(self._rules, tracks.fps),
             )
             self._windows += [(number, window) for window in windows]
+            if len(self._windows) > MAX_WINDOWS:
+                raise UserError(
+                    f"{path} has more than {MAX_WINDOWS} windows: divide the file, or use a larger "
+                    "stride"
+                )
         if not self._windows:
             raise UserError(
                 f"no window of {path} satisfies the rules ({self._rules.describe()}): lower "
@@ -95,7 +101,7 @@ class BoxTracks:
             "because only every n-th frame of a video can be used"
         )
 
-    def window(self, row: int) -> tuple[Path, tuple[int, ...]]:
+    def window(self, row: int) -> tuple[Path, range]:
         """Returns the path of the video and the frame indices of a row."""
         number, frames = self._windows[row]
         return self._tracks[number].path, frames
@@ -121,7 +127,7 @@ class BoxTracks:
         geometry = ClipGeometry.center((tracks.height, tracks.width), self._size)
         return geometry.crop_boxes(boxes, self._rules.min_area)
 
-    def _read_video(self, tracks: VideoTracks, frames: tuple[int, ...]) -> np.ndarray:
+    def _read_video(self, tracks: VideoTracks, frames: range) -> np.ndarray:
         if os.path.isdir(tracks.path):
             try:
                 image_paths = list(images.list_frames(tracks.path).values())
@@ -139,7 +145,7 @@ class BoxTracks:
 class _FixedFrames:
     """Samples the given frames and the centered square; can replace a `ClipSampler`."""
 
-    numbers: tuple[int, ...]
+    numbers: range
     size: int
 
     @property

@@ -30,7 +30,8 @@ MAX_TRACKS = 2**16
 MAX_RANGE = 2**16  # maximum frame rate, height and width
 BOX_RANGE = 1e9  # maximum absolute value of a coordinate in pixels
 MAX_LINE_BYTES = 2**24  # a segment of Waymo Open has about 250 kB
-MAX_BYTES = 2**30  # the boxes need about three times more memory
+MAX_BYTES = 2**30
+MAX_BOXES = 2**24  # of a file; each needs 32 bytes of memory. Waymo Open has 10 million
 MAX_VIDEOS = 2**20  # of a file; each needs 800 bytes of memory, even without boxes
 MAX_PATH, MAX_NAME = 4096, 255  # file systems do not have longer paths and names
 
@@ -147,17 +148,20 @@ def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
     """Reads all videos of a file. Damaged lines are logged and skipped.
 
     Raises:
-      UserError: The file cannot be read or has too many videos, or no line has the format.
+      UserError: The file cannot be read or has too many videos or boxes, or no line has the
+        format.
     """
-    found, skipped = [], SkippedEntries(path)
+    found, boxes, skipped = [], 0, SkippedEntries(path)
     for number, line in _lines(path):
         try:
             # The folder is absolute, because a relative path could be taken for a `world:` URL.
             found.append(parse_line(line, Path(path).absolute().parent))
+            boxes += len(found[-1].frame_n)
         except (ValueError, RecursionError) as error:
             skipped.add(f"line {number}", error)
-        if len(found) > MAX_VIDEOS:
-            raise UserError(f"{path} has more than {MAX_VIDEOS} videos: divide the file")
+        for count, limit, what in ((len(found), MAX_VIDEOS, "videos"), (boxes, MAX_BOXES, "boxes")):
+            if count > limit:
+                raise UserError(f"{path} has more than {limit} {what}: divide the file")
     if not found:
         raise UserError(
             f"{path} has no tracks ({skipped.reason}): write one JSON object for each video"

@@ -24,7 +24,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 FORMATS = ("PNG", "JPEG")  # the decoders of other formats start programs or are rarely tested
 DEPTH_MODES = ("I", "I;16", "I;16B", "I;16L")
 MAX_PIXELS = 2**26
-MAX_CLIP_PIXELS = 2**30  # of all frames of a clip; 3 GiB
+MAX_CLIP_PIXELS = 2**28  # of all frames of a clip that is not resized; 0.75 GiB
+MAX_READ_PIXELS = 2**32  # of all images of a clip; decoding them takes about 40 s
 MAX_BYTES = 2**28  # maximum size of an image file
 MAX_LIST_BYTES = 2**24
 MAX_NAME, MAX_PATH = 255, 1024  # bytes of a name in a list and of a path below the data set
@@ -171,10 +172,11 @@ def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, Clip
     for path in paths:
         image_hwc = read_image(path, lambda image: np.asarray(image.convert("RGB")))
         shape = shape or image_hwc.shape[:2]
-        if size is None and len(paths) * math.prod(shape) > MAX_CLIP_PIXELS:
+        limit = MAX_CLIP_PIXELS if size is None else MAX_READ_PIXELS
+        if len(paths) * math.prod(shape) > limit:
             raise BadTruth(
                 f"{path.parent} has {len(paths)} images of {shape[1]} x {shape[0]} pixels, more "
-                f"than {MAX_CLIP_PIXELS} pixels in total",
+                f"than {limit} pixels in total",
                 "wrong format",
             )
         if image_hwc.shape[:2] != shape:

@@ -92,7 +92,7 @@ def select_windows(
     frame_count: int,
     rules: WindowRules,
     video_fps: float,
-) -> list[tuple[int, ...]]:
+) -> list[range]:
     """Selects the windows of a video that satisfy the rules, in temporal order.
 
     The start moves by one subsampled frame after a window that is not selected, and by
@@ -122,6 +122,6 @@ def select_windows(
         present_tk = np.zeros((rules.frames, len(objects_k)), bool)
         present_tk[frame_n[rows] - start, index_n] = True
         if rules.keeps(present_tk):
-            windows.append(tuple(step * n for n in range(start, start + rules.frames)))
+            windows.append(range(step * start, step * (start + rules.frames), step))
             next_start = start + rules.stride
     return windows

@@ -2,11 +2,13 @@
 
 import html.parser
 import json
+import os
 
 import numpy as np
 import pytest
 from fake_evaluations import ROW, write_evaluation
 
+from invnext_jax import sanitize
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.metrics import formats
 from invnext_jax.evaluation.metrics.intervals import paired_difference
@@ -65,6 +67,14 @@ def test_evaluations_of_the_moving_average_are_named(tmp_path, manifest):
     comparison.write_comparison(folders, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count(">V-JEPA 2<") == 1 and page.count(">V-JEPA 2, moving average<") == 1
+
+
+def test_control_characters_in_names_of_folders_are_escaped(tmp_path, manifest):
+    names = ("\x1b[31mred\x07", os.fsdecode(b"a\xff"))
+    folders = [write_evaluation(tmp_path / name, manifest, make_scores(20)) for name in names]
+    page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
+    assert "\\x1b[31mred\\x07" in page and "a\\udcff" in page
+    assert sanitize.escape_controls(page) == page
 
 
 def test_intervals_are_those_of_the_stored_scores(tmp_path, manifest):

@@ -7,7 +7,7 @@ import pytest
 import truth_layouts
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.truth import boxes_jsonl
+from invnext_jax.evaluation.truth import box_tracks, boxes_jsonl
 from invnext_jax.evaluation.truth.box_tracks import BoxTracks
 from invnext_jax.evaluation.truth.track_windows import WindowRules
 from invnext_jax.evaluation.truth.truth import BadTruth
@@ -159,8 +159,23 @@ def test_memory_is_that_of_the_boxes(tmp_path):
         tracemalloc.stop()
 
 
-def write_video(folder, video):
-    track = {"frames": list(range(16)), "boxes": [[0, 0, 64, 32]] * 16}
+def test_windows_of_long_tracks_are_few_and_small(tmp_path, monkeypatch):
+    write_video(tmp_path, "a", frames=4000)
+    rules = WindowRules(frames=1000, fps=None, stride=1)
+    tracemalloc.start()
+    try:
+        truth = BoxTracks(tmp_path / "boxes.jsonl", rules=rules)
+        assert tracemalloc.get_traced_memory()[1] < 2**23  # the frames of all windows need 100 MB
+    finally:
+        tracemalloc.stop()
+    assert len(truth) == 3001 and list(truth.window(3000)[1]) == list(range(3000, 4000))
+    monkeypatch.setattr(box_tracks, "MAX_WINDOWS", 3000)
+    with pytest.raises(UserError, match="more than 3000 windows: divide the file"):
+        BoxTracks(tmp_path / "boxes.jsonl", rules=rules)
+
+
+def write_video(folder, video, frames=16):
+    track = {"frames": list(range(frames)), "boxes": [[0, 0, 64, 32]] * frames}
     line = {**GOOD, "video": video, "tracks": {"a": track}}
     (folder / "boxes.jsonl").write_text(json.dumps(line))
 
@@ -191,6 +206,9 @@ def test_files_that_are_not_regular_or_too_large_are_one_sentence(tmp_path, monk
     write_video(tmp_path, "a")
     with monkeypatch.context() as patch, pytest.raises(UserError, match="more than 0 videos: div"):
         patch.setattr(boxes_jsonl, "MAX_VIDEOS", 0)
+        BoxTracks(tmp_path / "boxes.jsonl")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="more than 15 boxes: div"):
+        patch.setattr(boxes_jsonl, "MAX_BOXES", 15)
         BoxTracks(tmp_path / "boxes.jsonl")
     monkeypatch.setattr(boxes_jsonl, "MAX_LINE_BYTES", 100)
     with pytest.raises(UserError, match="line 1 of .* has more than 100 bytes"):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation import results_file
 from invnext_jax.evaluation.truth import images
 from invnext_jax.evaluation.truth.truth import BadTruth
 
@@ -100,6 +101,14 @@ def test_the_pixels_of_all_frames_of_a_clip_are_limited(tmp_path, monkeypatch):
     assert images.read_clip(paths, 4)[0].shape == (3, 4, 4, 3)
     with pytest.raises(BadTruth, match="3 images of 8 x 8 pixels, more than 128 pixels"):
         images.read_clip(paths, None)
+    monkeypatch.setattr(images, "MAX_READ_PIXELS", 2 * 64)
+    assert images.read_clip(paths[:2], 4)[0].shape == (2, 4, 4, 3)
+    with pytest.raises(BadTruth, match="3 images of 8 x 8 pixels, more than 128 pixels"):
+        images.read_clip(paths, 4)
+
+
+def test_a_clip_that_is_not_resized_has_at_most_the_pixels_that_pages_show():
+    assert images.MAX_CLIP_PIXELS <= results_file.MAX_PIXELS
 
 
 def test_named_pipes_and_devices_are_bad_rows(tmp_path):
