@@ -40,28 +40,36 @@ def compare_with_training(clips: Mapping[str, Any], config: Any) -> list[str]:
 
     Args:
       clips: output of `read_settings`.
-      config: the config of the checkpoint, which for exports has only the frames and the size of
-        the training clips; None if it is unknown. Without them, those of the encoder's position
-        table are compared.
+      config: the config of the checkpoint, which may be damaged; None if it is unknown. If it has
+        no frames or size, those of the encoder's position table are compared, and if it has no
+        sampling, as exports of earlier versions, the sampling is not compared.
     """
     data = (config or {}).get("data", {})
     names = ["frames", "size"]
     own = {name: data.get(name, clips.get(f"encoder_{name}", clips[name])) for name in names}
-    if "sampling" in data:
+    if trained := _read_trained_sampling(data):
         names += ["sampling", "stride"]
-        own |= {**_read_sampling(data), "by_source": _read_sources(data)}
+        own |= trained
         if not own["sampling"] == clips["sampling"] == "dense":
             names.remove("stride")  # only dense sampling has one
     options = [f"config.data.{name}={clips[name]}" for name in names if clips[name] != own[name]]
-    options += _compare_sources(clips, own) if "sampling" in data else []
+    options += _compare_sources(clips, own) if trained else []
     if not options:
         return []
-    sampling = f", {_describe_sampling(own)}" if "sampling" in data else ""
+    sampling = f", {_describe_sampling(own)}" if trained else ""
     return [
         f"The encoder was {'trained on' if 'frames' in data else 'built for'} clips of "
         f"{own['frames']} frames of {own['size']} x {own['size']} pixels{sampling}, but "
         f"{' and '.join(options)}. The results depend on these options."
     ]
+
+
+def _read_trained_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sampling in the config of a checkpoint; {} if it has none or is damaged."""
+    try:
+        return {**_read_sampling(data), "by_source": _read_sources(data)}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 # Fields of a run's config that describe its parts. Paths on the run's machine are excluded.
 KEPT = ("stage", "variant", "dtype", "remat", "init_gain", "encoder", "predictor", "decoder")
 KEPT += ("teacher", "target", "loss")
+KEPT_CLIPS = ("frames", "size", "sampling", "stride", "by_source")  # of `config.data`
 
 
 class ExportFormat(NamedTuple):
@@ -229,7 +230,8 @@ def describe_export(
     for section in ("teacher", "predictor"):
         kept.get(section, {}).pop("weights", None)
     if "data" in config:
-        kept["data"] = {"frames": config.data.frames, "size": config.data.size}
+        data = config.data.to_dict()
+        kept["data"] = {name: data[name] for name in KEPT_CLIPS if name in data}
     return {
         "parts": sorted(parts),
         "config": run_metadata.config_to_json(type(config)(kept)),

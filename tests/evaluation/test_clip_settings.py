@@ -52,3 +52,20 @@ def test_sampling_of_sources_is_compared(training, evaluation, note):
 def test_settings_of_sources_are_described():
     text = clip_settings.describe_clips(make_clips(by_source={"world": DENSE}))
     assert "sparse sampling ('world': dense sampling with stride 2), short side 32" in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": "dense", "stride": 4},
+        {"sampling": "dense", "stride": ["a"]},
+        {"by_source": 1},
+        {"by_source": {"world": 1}},
+        {"by_source": {"world": {"sampling": "dense", "stride": None}}},
+    ],
+)
+def test_damaged_sampling_of_a_checkpoint_is_not_compared(changes):
+    config = {"data": {**BASE, **changes}}
+    assert clip_settings.compare_with_training(make_clips(**DENSE), config) == []
+    (note,) = clip_settings.compare_with_training(make_clips(frames=4), config)
+    assert "clips of 8 frames of 32 x 32 pixels, but config.data.frames=4." in note
