@@ -2,7 +2,7 @@
 
 import pytest
 
-from invnext_jax.evaluation import clip_settings
+from invnext_jax.evaluation import clip_settings, exporter, pretrained
 
 BASE = {"frames": 8, "size": 32, "sampling": "sparse", "stride": (4, 4), "by_source": {}}
 DENSE = {"sampling": "dense", "stride": (1, 3)}
@@ -69,3 +69,15 @@ def test_damaged_sampling_of_a_checkpoint_is_not_compared(changes):
     assert clip_settings.compare_with_training(make_clips(**DENSE), config) == []
     (note,) = clip_settings.compare_with_training(make_clips(frames=4), config)
     assert "clips of 8 frames of 32 x 32 pixels, but config.data.frames=4." in note
+
+
+@pytest.mark.parametrize("export_format", ["ours", "internvideo_next"])
+def test_exports_know_the_sampling_of_the_training_clips(export_format, stage1_run, tmp_path):
+    out = tmp_path / ("out.safetensors" if export_format == "ours" else "published")
+    exporter.export_run(stage1_run, out, export_format=exporter.ExportFormat(export_format))
+    run, exported = (pretrained.load_params(path)[1].to_dict() for path in (stage1_run, out))
+    other = {"sparse": "dense", "dense": "sparse"}[run["data"]["sampling"]]
+    clips = {**run["data"], "sampling": other, "stride": None, "by_source": {}}
+    (note,) = clip_settings.compare_with_training(clips, run)
+    assert f"config.data.sampling={other}" in note
+    assert clip_settings.compare_with_training(clips, exported) == [note]

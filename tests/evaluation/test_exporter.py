@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from invnext_jax import atomic_file, train
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import clip_settings, exporter, pretrained
+from invnext_jax.evaluation import exporter, pretrained
 from invnext_jax.models import heads
 from invnext_jax.weights import export, files, import_weights
 
@@ -99,18 +99,6 @@ def test_published_files_have_the_released_names_shapes_and_config(stage1_run, t
     loaded = pretrained.load_encoder(folder)
     expected = pretrained.load_params(stage1_run)[0]["encoder"]["class_token"].astype(np.float16)
     np.testing.assert_array_equal(loaded.params["class_token"], expected)
-
-
-@pytest.mark.parametrize("export_format", [exporter.ExportFormat(), PUBLISHED])
-def test_exports_know_the_sampling_of_the_training_clips(export_format, stage1_run, tmp_path):
-    out = tmp_path / ("published" if export_format is PUBLISHED else "out.safetensors")
-    exporter.export_run(stage1_run, out, export_format=export_format)
-    run, exported = (pretrained.load_params(path)[1].to_dict() for path in (stage1_run, out))
-    other = {"sparse": "dense", "dense": "sparse"}[run["data"]["sampling"]]
-    clips = {**run["data"], "sampling": other, "stride": None, "by_source": {}}
-    (note,) = clip_settings.compare_with_training(clips, run)
-    assert f"config.data.sampling={other}" in note
-    assert clip_settings.compare_with_training(clips, exported) == [note]
 
 
 def test_export_writes_its_files_and_nothing_else(stage1_run, tmp_path):
