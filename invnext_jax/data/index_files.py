@@ -64,6 +64,9 @@ def decode_index(text: str, version: Version) -> PacketIndex | None:
                 return None
         if not has_times and (any(time is not None for time in times) or keys):
             return None
+        # Seeks need times in ascending order.
+        if keys and any(step < 1 for step in itertools.chain(times[1:], keys[1:])):
+            return None
         times = tuple(itertools.accumulate(times)) if has_times else tuple(times)
         return PacketIndex(times, tuple(itertools.accumulate(keys)), delay, bool(is_decoded))
     except (binascii.Error, zlib.error, ValueError, TypeError, IndexError, RecursionError):

@@ -105,6 +105,10 @@ def test_stored_indexes_with_other_values_are_ignored():
         assert decode([0, 40], [0], bad, False) is None
     assert decode([None, {}], [], 0, True) is None and decode([], [], 0, True) is None
     assert decode([None, None], [0], 0, True) is None
+    for step in (0, -1):  # the times of frames and key frames are in ascending order
+        assert decode([0, step], [0], 0, False) is None
+        assert decode([0, 40], [0, step], 0, False) is None
+    assert decode([0, 0], [], 0, True) == PacketIndex((0, 0), (), 0, True)
     too_long = json.dumps([5, 7, [0, 40], [0], 0, " " * index_files.MAX_JSON_BYTES]).encode()
     text = base64.b64encode(zlib.compress(too_long)).decode()
     assert index_files.decode_index(text, (5, 7)) is None

@@ -41,6 +41,7 @@ from invnext_jax.training.step import select_microbatch
 
 TEMPLATE = "show_data.html"
 MAX_QUARANTINE_BYTES = 2**28  # maximum size of a list of excluded files
+MAX_REASONS = 100  # kinds of reasons that a page lists; a list of excluded files may have millions
 LOSSLESS_SIDE = 64  # pixels; larger frames use JPEG, because the page would be very large with PNG
 
 
@@ -145,6 +146,8 @@ def sample_clips(
 def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
     """Counts dropped files by kind of reason; the most frequent kinds come first.
 
+    After `MAX_REASONS` kinds, the last entry counts the files of all others.
+
     Args:
       reasons: maps paths to reasons. Paths and numbers in the text of a reason are removed, so that
         reasons of the same kind become equal.
@@ -153,8 +156,11 @@ def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
     for path, reason in reasons.items():
         kind = reason.removeprefix(f"{path}: ").replace(path, "...").partition(": /")[0]
         kind = re.sub(r"\[Errno -?\d+\] ", "", kind)
-        kinds[re.sub(r"\b\d+(\.\d+)?\b", "N", kind)] += 1
-    return kinds.most_common()
+        kinds[sanitize.shorten(re.sub(r"\b\d+(\.\d+)?\b", "N", kind))] += 1
+    found = kinds.most_common()
+    found, others = found[:MAX_REASONS], found[MAX_REASONS:]
+    count = sum(number for _, number in others)
+    return found + ([(f"{len(others):,} other reasons", count)] if others else [])
 
 
 def _read_quarantines(manifests: str) -> list[tuple[str, int]]:

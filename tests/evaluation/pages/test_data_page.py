@@ -177,6 +177,16 @@ def test_reasons_that_name_another_file_are_counted_together():
     assert data_page.count_reasons(reasons) == [("same content as an earlier video", 3)]
 
 
+def test_a_page_lists_few_and_short_reasons():
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    kinds = [f"{a}{b}" for a in letters for b in letters]
+    reasons = {"twice": "aa", "long": "long" * 1000, **{f"{kind}.mp4": kind for kind in kinds}}
+    found = data_page.count_reasons(reasons)
+    assert found[0] == ("aa", 2) and found[-1] == ("577 other reasons", 577)
+    assert len(found) == 101 and sum(count for _, count in found) == len(reasons)
+    assert max(len(reason) for reason, _ in found) <= 1000
+
+
 def test_wrong_configs_are_refused(folder):
     config = get_config("stage1", folder)
     with pytest.raises(UserError, match="clips=0 must be at least 1"):
