@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from invnext_jax import sanitize
 from invnext_jax.command_output import make_output_resilient, sanitize_output
 
+LABELS = frozenset({"variant", "stage"})  # options that only record the chosen config file
 # What to do about an error of a file, by its number.
 _FILE_ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS), "check the path"),
@@ -185,7 +186,7 @@ def _check_labels(argv: Sequence[str]) -> None:
         return
     files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
     path, _, variant = (files or ["configs/stage1.py"])[-1].partition(":")
-    for name in {"variant", "stage"}.intersection(list_overrides()):
+    for name in LABELS.intersection(list_overrides()):
         value = config[name]
         if name == "stage":
             path = os.path.join(os.path.dirname(path), f"{value}.py")

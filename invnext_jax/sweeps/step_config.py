@@ -17,7 +17,7 @@ from invnext_jax import config_checks, init_source
 from invnext_jax.data import held_out as held_out_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
-from invnext_jax.errors import UserError
+from invnext_jax.errors import LABELS, UserError
 from invnext_jax.evaluation import evaluation_data, unused_options
 from invnext_jax.evaluation.evaluators import registry as evaluator_registry
 from invnext_jax.planning import plan
@@ -252,6 +252,11 @@ def _update(config: ml_collections.ConfigDict, step: Step, overrides: Mapping[st
         if isinstance(_get(config, step, name), ml_collections.ConfigDict):
             raise UserError(
                 f"the step {step.name!r} of a sweep sets the section {name!r}: set an option of it"
+            )
+        if name in LABELS:
+            raise UserError(
+                f"the step {step.name!r} of a sweep sets {name}={value!r}, which has no effect: "
+                f"choose the {name} in the path of its config, {step.config}"
             )
         try:
             config.update_from_flattened_dict({name: value})

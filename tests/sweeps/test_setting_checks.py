@@ -77,3 +77,14 @@ def test_steps_in_which_a_setting_has_no_effect_are_logged(tmp_path, caplog):
     expand_arm(tmp_path, make_arm(CHAIN, {}), ["train.mask.ratio=0.5"])
     assert "--set=train.mask.ratio=0.5 has no effect in the step stage2: " in caplog.text
     assert "stage1" not in caplog.text
+
+
+@pytest.mark.parametrize(("option", "value"), [("variant", "base"), ("stage", "stage2")])
+def test_the_config_file_of_a_step_is_not_chosen_by_an_option(option, value, tmp_path):
+    arms = [make_arm(STEPS, point) for point in grid({f"stage1.{option}": (value,)})]
+    sentence = rf"'stage1' of a sweep sets {option}='{value}', which has no effect: choose the"
+    with pytest.raises(UserError, match=sentence):
+        expand(Sweep("mine.py", tuple(arms), {}), tmp_path)
+    settings = parse_settings([f"train.{option}={value}"])
+    with pytest.raises(UserError, match=sentence):
+        expand(Sweep("mine.py", (Arm("a", STEPS),), {}), tmp_path, settings)
