@@ -233,10 +233,9 @@ class Stage2(MaskedModelingStage):
         """See `Stage.diagnostics`.
 
         Returns:
-          The encoder gradient norms, and the standard deviation and effective rank of targets and
-          predictions. `target_position_share` is the fraction of the variance of the targets that
-          is explained by the position. `position_loss` is the loss for one mask if the mean target
-          of each position is predicted.
+          Encoder gradient norms, standard deviations and effective ranks of targets and
+          predictions, `target_position_share` (fraction of the variance explained by the position),
+          and `position_loss` and `clip_loss` (losses of the mean target of each position or clip).
         """
         video_bthwc = normalize(batch["video"])
         teacher_output, samples = self.apply_teacher(config, frozen, video_bthwc, key, batch)
@@ -252,8 +251,9 @@ class Stage2(MaskedModelingStage):
             metrics[f"{name}_std"] = losses.feature_std(x)
             metrics[f"{name}_rank"] = losses.effective_rank(x)
         metrics["target_position_share"] = losses.position_share(target_bnd)
-        position_1nd = l2_normalize(jnp.mean(target_bnd, axis=0, keepdims=True))
-        metrics["position_loss"] = losses.cosine_loss(position_1nd, target_bnd)
+        for axis, name in enumerate(("position_loss", "clip_loss")):
+            constant = l2_normalize(jnp.mean(target_bnd, axis=axis, keepdims=True))
+            metrics[name] = losses.cosine_loss(constant, target_bnd)
         return metrics
 
     def count_flops(

@@ -94,6 +94,19 @@ def test_diagnostics_of_stage2_contain_the_position_share(second, batch):
     assert found["target_position_share"] < 1
 
 
+def test_loss_of_the_mean_target_of_a_clip_is_a_closed_form(second, batch):
+    """The cosine of unit vectors with their mean is on average the length of the mean."""
+    config, model, params, frozen = second
+    key = jax.random.key(5)
+    found = jax.jit(functools.partial(stage2.diagnostics, config, model))(
+        params, frozen, batch, key
+    )
+    video = normalize(jnp.asarray(batch["video"]))
+    target_bnd = np.asarray(stage2.compute_target(config, model, frozen, None, video))
+    lengths_b = np.linalg.norm(target_bnd.mean(axis=1), axis=-1)
+    np.testing.assert_allclose(found["clip_loss"], np.mean(2 - 2 * lengths_b), rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_plain_pixel_heads_train(kind, batch):
     config = small(config1)

@@ -93,9 +93,10 @@ CHARTS = (
     ),
     ChartSpec(
         "Latent prediction",
-        r"loss/predict_\d+|position_loss",
+        r"loss/predict_\d+|position_loss|clip_loss",
         "Cosine loss (2 - 2 cos) between prediction and target at the masked positions, for each "
-        "mask. position_loss is the loss of a prediction that only depends on the position.",
+        "mask. position_loss and clip_loss are the losses of the mean target of each position, and "
+        "of each clip: predictions above clip_loss do not show where the content of a clip is.",
     ),
     ChartSpec(
         "Encoder gradients",
