@@ -5,9 +5,31 @@ from typing import Any
 
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.data import sources
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 
+MAX_PATCHES = 2**15  # of a clip whose sizes nobody specified; attention takes quadratic time
 _SHOWN_SOURCES = 3
+
+
+def check_default_clip(frames: int, size: int, patch: int, advice: str) -> None:
+    """Checks the clip of an encoder that may come from an untrusted source.
+
+    Args:
+      frames: number of frames.
+      size: height and width in pixels.
+      patch: height and width of a patch in pixels.
+      advice: how to specify the frames and the size.
+
+    Raises:
+      UserError: the clip has more than `MAX_PATCHES` patches.
+    """
+    patches = frames * (size // patch) ** 2
+    if patches > MAX_PATCHES:
+        raise UserError(
+            f"by default, clips of this encoder have {patches:,} patches, which need much time and "
+            f"memory: {advice}, such as {frames} and {size}"
+        )
 
 
 def read_settings(config: Any, encoder: FrozenEncoder) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from invnext_jax.data import pipeline, sources, video_io
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.clip_settings import check_default_clip
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.dense.stored_truth import TruthInMemory
 from invnext_jax.evaluation.feature_store.clips_in_memory import (
@@ -182,11 +183,16 @@ def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigD
     """Fills in the encoder's sizes and the paths of the manifests.
 
     Raises:
-      UserError: the clips cannot be divided into the patches or time slots of the encoder.
+      UserError: the clips cannot be divided into the patches or time slots of the encoder; or the
+        config does not specify them, and those of the encoder have too many patches.
     """
     config = ml_collections.ConfigDict(config.to_dict())
     data = config.data
+    is_default = not (data.frames and data.size)
     data.frames, data.size = data.frames or encoder.frames, data.size or encoder.size
+    if is_default:
+        advice = "set config.data.frames and config.data.size"
+        check_default_clip(data.frames, data.size, encoder.patch, advice)
     data.short_side = data.short_side or data.size
     sections = [section for section in config.values() if _has_manifests(section)]
     for section in (config, *sections):

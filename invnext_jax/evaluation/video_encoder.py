@@ -15,6 +15,7 @@ from invnext_jax.data.clips import ClipSampler, ClipTransform, read_clips
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained
+from invnext_jax.evaluation.clip_settings import check_default_clip
 from invnext_jax.models.heads import UNTRAINED_POOL, AttentionPool, is_untrained_pool
 from invnext_jax.models.patches import normalize
 
@@ -83,7 +84,8 @@ class VideoEncoder:
           tokens; [pool_width] if `pooled`.
 
         Raises:
-          UserError: the size is not a multiple of the patch size, or the weights have no pool.
+          UserError: the size is not a multiple of the patch size; the weights have no pool; or
+            `frames` or `size` is None, and the clip has too many patches.
           BadVideo: the file cannot be decoded.
         """
         video_thwc = self.read(path, frames=frames, size=size, start=start, end=end)
@@ -99,10 +101,13 @@ class VideoEncoder:
         end: float | None = None,
     ) -> np.ndarray:
         """Reads the clip that `__call__` encodes with the same arguments, uint8 [t h w c]."""
+        is_default = frames is None or size is None
         frames = self.encoder.frames if frames is None else frames
         size = self.encoder.size if size is None else size
         if frames < 1 or size < 1:
             raise UserError(f"{frames=} and {size=} must be positive")
+        if is_default:
+            check_default_clip(frames, size, self.encoder.patch, "set frames and size")
         path = os.fsdecode(path)
         if os.path.exists(path):  # a local file may be called "world:cup.mp4"
             path = os.path.abspath(path)

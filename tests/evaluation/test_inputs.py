@@ -9,6 +9,7 @@ from oracle_encoder import make_blind, make_inputs, resolve
 from configs.eval.tasks import attentive_probe as probe_config
 from configs.eval.tasks import zero_shot
 from invnext_jax.data.access_rules import DEFAULT_RULES
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluation_data
 from invnext_jax.evaluation.evaluation_data import hash_videos
 from invnext_jax.evaluation.evaluators import registry
@@ -59,6 +60,16 @@ def test_rendered_worlds_are_not_in_the_folder_of_the_data_set():
     config = evaluation_data.resolve(config, make_blind(size=16, frames=2))
     assert config.train_manifest == "data/k400/train.csv,world:simple/train"
     assert config.val_manifest == "gs://a/val.csv"
+
+
+def test_long_clips_of_the_encoder_are_not_the_default():
+    config, encoder = probe_config.get_config("tiny"), make_blind(size=512, frames=64)
+    config.data.update(frames=0, size=0)
+    patches = 64 * (512 // encoder.patch) ** 2
+    with pytest.raises(UserError, match=f"have {patches:,} patches.*: set config.data.frames and"):
+        evaluation_data.resolve(config, encoder)
+    config.data.update(frames=64, size=512)
+    assert evaluation_data.resolve(config, encoder).data.frames == 64
 
 
 def test_worlds_smaller_than_the_clips_are_noted():

@@ -9,7 +9,7 @@ import pytest
 from invnext_jax.data import manifest
 from invnext_jax.data.decode import BadVideo
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import exporter, pretrained
+from invnext_jax.evaluation import clip_settings, exporter, pretrained
 from invnext_jax.evaluation.video_encoder import VideoEncoder
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.patches import normalize
@@ -50,6 +50,15 @@ def test_any_frame_count_and_any_size_that_the_patch_divides(exported, video):
     for wrong in ({"frames": 0}, {"size": 0}, {"frames": -1}):
         with pytest.raises(UserError, match="must be positive"):
             encoder(video, **wrong)
+
+
+def test_long_clips_of_the_checkpoint_are_not_the_default(exported, video, monkeypatch):
+    monkeypatch.setattr(clip_settings, "MAX_PATCHES", 31)
+    encoder = VideoEncoder(exported)
+    for sizes in ({}, {"frames": 2}, {"size": 32}):
+        with pytest.raises(UserError, match="have 32 patches, .*: set frames and size, such as 2"):
+            encoder(video, **sizes)
+    assert encoder(video, frames=2, size=32).shape == (32, 64)
 
 
 def test_clips_that_are_not_uint8_are_refused(exported):
