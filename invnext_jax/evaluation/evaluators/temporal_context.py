@@ -3,6 +3,8 @@
 Two predictors of the same size are trained for the same number of steps. One sees the visible
 patches of all frames, the other only those of the frame of the patch that it predicts. If the
 difference between their losses is small, a model that ignores motion can solve the prediction task.
+Other frames also show what is hidden in a frame, so the loss of the mean target of each clip, which
+contains the appearance but no places, bounds what motion can contribute.
 
 Shape key: b clips, t frames, h w pixels, c channels.
 """
@@ -25,16 +27,17 @@ from invnext_jax.evaluation.heads.frame_context import TARGETS
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics.intervals import mean_standard_error
 from invnext_jax.evaluation.video_scores import VideoScores
-from invnext_jax.models.patches import normalize
+from invnext_jax.models.patches import clip_grid, normalize
 from invnext_jax.objectives import masks
 from invnext_jax.training import mesh as mesh_lib
 
 INPUTS = {"own frame": False, "all frames": True}  # whether the predictor sees all frames
+CLIP_MEAN = "mean of the clip"
 GAIN = "gain from other frames"
 
 
 class TemporalContext:
-    """Losses of a predictor that sees all frames and of one that sees a single frame.
+    """Losses of a predictor that sees all frames, of one that sees one frame, and of the clip mean.
 
     The predictors have the sizes of the checkpoint's config and random initial parameters. The
     evaluator returns no rows for encoders of other projects.
@@ -70,6 +73,8 @@ class TemporalContext:
             for what, all_frames in INPUTS.items():
                 loss[what] = _measure(inputs, config, target, all_frames=all_frames)
                 rows.append(self._make_row(inputs, what, target, loss[what], index_b))
+            loss_b = _measure_clip_mean(inputs, config, target)
+            rows.append(self._make_row(inputs, CLIP_MEAN, target, loss_b, index_b))
             gain_b = loss["own frame"] - loss["all frames"]
             rows.append(self._make_row(inputs, GAIN, target, gain_b, index_b))
         return rows
@@ -102,22 +107,13 @@ def _mask_settings(settings: Any) -> Any:
 def _measure(inputs: EvalInputs, config: Any, target: str, *, all_frames: bool) -> np.ndarray:
     """Trains a predictor; returns the loss of each held-out video, float32 [b]."""
     settings, loaded = config.temporal_context, inputs.encoder.loaded
-    train, val = (inputs.dataset.videos(split) for split in ("train", "val"))
+    train = inputs.dataset.videos("train")
     run_config = loaded.config.copy_and_resolve_references()
     width = loaded.encoder.width if target == "latents" else loaded.encoder.patch**2 * 3
     module = frame_context.make_predictor(run_config, width, all_frames=all_frames)
     batch_size = min(settings.batch_size, len(train.video_bthwc))
     name = f"{target} from {'all frames' if all_frames else 'one frame'}"
-
-    def make_contexts(frozen, batch, key):
-        video_bthwc = normalize(batch["video"])
-        grid = (video_bthwc.shape[1], module.side, module.side)
-        found = masks.sample_masks(key, len(video_bthwc), grid, _mask_settings(settings))
-        params = frozen["encoder"]
-        return [
-            frame_context.encode_context(loaded.encoder, params, video_bthwc, mask, target)
-            for mask in found
-        ]
+    make_contexts = _context_maker(inputs, config, target)
 
     def losses_of(params, contexts):
         losses = [
@@ -147,6 +143,42 @@ def _measure(inputs: EvalInputs, config: Any, target: str, *, all_frames: bool) 
         frozen=inputs.encoder.params,
     )
     params = select_head(trained.params, 0)
+    return _measure_losses(inputs, config, target, losses_of, params)
+
+
+def _measure_clip_mean(inputs: EvalInputs, config: Any, target: str) -> np.ndarray:
+    """Returns the losses of the mean target of each held-out video and mask, float32 [b]."""
+
+    def losses_of(params, contexts):
+        del params
+        means = [jnp.mean(x.target_btmp, axis=(1, 2), keepdims=True) for x in contexts]
+        losses = map(frame_context.prediction_losses, means, contexts, [target] * len(means))
+        return sum(losses) / len(means)
+
+    return _measure_losses(inputs, config, target, losses_of, None)
+
+
+def _context_maker(inputs: EvalInputs, config: Any, target: str):
+    """Returns a function (frozen, batch, key) that samples masks and encodes their contexts."""
+    loaded, settings = inputs.encoder.loaded, config.temporal_context
+
+    def make_contexts(frozen, batch, key):
+        video_bthwc = normalize(batch["video"])
+        grid = clip_grid(video_bthwc, loaded.encoder.patch)
+        found = masks.sample_masks(key, len(video_bthwc), grid, _mask_settings(settings))
+        params = frozen["encoder"]
+        return [
+            frame_context.encode_context(loaded.encoder, params, video_bthwc, mask, target)
+            for mask in found
+        ]
+
+    return make_contexts
+
+
+def _measure_losses(inputs: EvalInputs, config: Any, target: str, losses_of, params) -> np.ndarray:
+    """Returns `losses_of(params, contexts)` for all held-out videos, float32 [b]."""
+    val = inputs.dataset.videos("val")
+    make_contexts = _context_maker(inputs, config, target)
 
     @jax.jit
     def run(frozen, params, batch, key):
@@ -154,9 +186,10 @@ def _measure(inputs: EvalInputs, config: Any, target: str, *, all_frames: bool) 
 
     mesh, found = local_mesh(), []
     key = jax.random.key(config.seed)
-    for first in range(0, len(val.video_bthwc), batch_size):
-        part = val.video_bthwc[first : first + batch_size]
-        padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
+    size = min(config.temporal_context.batch_size, len(inputs.dataset.videos("train").video_bthwc))
+    for first in range(0, len(val.video_bthwc), size):
+        part = val.video_bthwc[first : first + size]
+        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
         batch = {"video": pad_for_devices(padded, mesh)}
         loss_b = run(inputs.encoder.params, params, batch, jax.random.fold_in(key, first))
         found.append(np.asarray(loss_b)[: len(part)])

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,8 +12,11 @@ import toy_evaluation
 from configs.eval.tasks import temporal_context as config_module
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluation_data, inputs, pretrained
-from invnext_jax.evaluation.evaluators.temporal_context import GAIN, TemporalContext
+from invnext_jax.evaluation.evaluators import temporal_context
+from invnext_jax.evaluation.evaluators.temporal_context import CLIP_MEAN, GAIN, TemporalContext
 from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
+from invnext_jax.models.patches import clip_grid, normalize, patchify
+from invnext_jax.objectives import masks
 
 WORLD = "world:simple/{}?videos={}&size=16&frames=2"
 
@@ -44,10 +48,12 @@ def test_the_gain_is_the_difference_of_both_losses_of_each_video(
         inputs.EvalInputs("encoder", dataset, lambda: encoder, cache), config
     )
     rows = {(row.task, row.input): row for row in found}
-    assert len(rows) == len(found) == 6
+    assert len(rows) == len(found) == 8
     for task in ("latents", "pixels"):
-        own, both, gain = (rows[task, what] for what in ("own frame", "all frames", GAIN))
-        assert own.metric == both.metric == "prediction_loss"
+        names = ("own frame", "all frames", CLIP_MEAN, GAIN)
+        own, both, mean, gain = (rows[task, what] for what in names)
+        assert own.metric == both.metric == mean.metric == "prediction_loss"
+        assert mean.value > 0 and mean.n == 5
         assert gain.metric == "prediction_gain"
         assert own.n == both.n == 5 and own.value > 0 and both.value > 0
         scores = own.scores.score_b - both.scores.score_b
@@ -57,6 +63,27 @@ def test_the_gain_is_the_difference_of_both_losses_of_each_video(
     other = dataclasses.replace(encoder, loaded=None)
     skipped = inputs.EvalInputs("encoder", dataset, lambda: other, cache)
     assert TemporalContext().evaluate(skipped, config) == []
+
+
+def test_the_loss_of_the_clip_mean_is_the_variance_of_masked_pixels(
+    config, checkpoint, tmp_path, monkeypatch
+):
+    toy_evaluation.use_devices(monkeypatch, 1)
+    config.val_manifest = WORLD.format("val", 4)  # one batch
+    encoder = pretrained.load_frozen(checkpoint)
+    config = evaluation_data.resolve(config, encoder)
+    dataset = evaluation_data.EvaluationData(config, ())
+    found = inputs.EvalInputs("encoder", dataset, lambda: encoder, FeatureCache(tmp_path))
+    loss_b = temporal_context._measure_clip_mean(found, config, "pixels")
+    video_bthwc = normalize(dataset.videos("val").video_bthwc)
+    patches_bnp = np.asarray(patchify(video_bthwc, encoder.patch))
+    settings = temporal_context._mask_settings(config.temporal_context)
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    expected = []
+    for _, masked_bm in masks.sample_masks(key, 4, clip_grid(video_bthwc, encoder.patch), settings):
+        masked_bmp = np.stack([x[m] for x, m in zip(patches_bnp, masked_bm, strict=True)])
+        expected.append(masked_bmp.var(axis=1).mean(axis=-1))
+    np.testing.assert_allclose(loss_b, np.mean(expected, axis=0), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
