@@ -90,30 +90,19 @@ def sweep_components(variant: str = "test") -> Iterator[Arm]:
 
 def sweep_extrapolation(variant: str = "test") -> Iterator[Arm]:
     """Stage 2 with masks that hide the second half of the clips, which is not in the paper."""
-    for name, overrides in {"all frames": {}, "first half": _FIRST_HALF}.items():
-        stage2 = _stage2(variant, overrides)
-        steps = (_stage1(variant), stage2, _probes(variant))
-        yield Arm(
-            f"visible in {name}", steps, is_baseline=not overrides, group="Extrapolation in Stage 2"
-        )
+    arms = {"visible in all frames": {}, "visible in first half": _FIRST_HALF}
+    yield from _stage2_arms(variant, arms, group="Extrapolation in Stage 2")
 
 
 def sweep_context(variant: str = "test") -> Iterator[Arm]:
     """Stage 2 with a predictor that cannot combine frames, which is not in the paper."""
-    for name, overrides in {"all frames": {}, "one frame": {"mask.context_frames": 1}}.items():
-        stage2 = _stage2(variant, overrides)
-        steps = (_stage1(variant), stage2, _probes(variant))
-        yield Arm(
-            f"predictor gets {name}", steps, is_baseline=not overrides, group="Context in Stage 2"
-        )
+    arms = {"predictor gets all frames": {}, "predictor gets one frame": {"mask.context_frames": 1}}
+    yield from _stage2_arms(variant, arms, group="Context in Stage 2")
 
 
 def sweep_targets(variant: str = "test") -> Iterator[Arm]:
     """Targets and losses of Stage 2, and a predictor with random initial parameters."""
-    for name, overrides in {"frozen target": {}, **TARGETS}.items():
-        stage2 = _stage2(variant, overrides)
-        steps = (_stage1(variant), stage2, _probes(variant))
-        yield Arm(name, steps, is_baseline=not overrides, group="Targets of Stage 2")
+    yield from _stage2_arms(variant, {"frozen target": {}, **TARGETS}, group="Targets of Stage 2")
 
 
 def sweep_masks(variant: str = "test") -> Iterator[Arm]:
@@ -148,6 +137,13 @@ def sweep(variant: str = "test") -> Iterator[Arm]:
     yield from sweep_targets(variant)
     yield from sweep_masks(variant)
     yield from sweep_teachers(variant)
+
+
+def _stage2_arms(variant: str, arms: dict[str, Overrides], group: str) -> Iterator[Arm]:
+    """Yields arms with the same Stage 1; the one without overrides of Stage 2 is the baseline."""
+    for name, overrides in arms.items():
+        steps = (_stage1(variant), _stage2(variant, overrides), _probes(variant))
+        yield Arm(name, steps, is_baseline=not overrides, group=group)
 
 
 def _stage1(variant: str, overrides: Overrides | None = None) -> Step:

@@ -82,16 +82,14 @@ def read_video(path: str, record: int) -> bytes:
     return video
 
 
-@contextlib.contextmanager
-def open_digester() -> Iterator[Callable[[str, int], str]]:
+def open_digester() -> contextlib.AbstractContextManager[Callable[[str, int], str]]:
     """Yields a function that returns a hash of the bytes of a record; "" if it cannot be read.
 
     A record is read with the other records of its chunk, which may be tiny on the disk, but need
     any amount of memory after decompression. They are therefore read in a worker process. After a
     record has ended it, or exceeded the time limit, all records of its shard count as unreadable.
     """
-    with open_worker(DigestRecord(), "") as digest:
-        yield digest
+    return open_worker(DigestRecord(), "")
 
 
 @contextlib.contextmanager

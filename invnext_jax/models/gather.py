@@ -1,4 +1,4 @@
-"""Functions that gather and broadcast tokens, with gradients that avoid scatters and slow sums.
+"""Functions that gather, broadcast and hide tokens; gradients avoid scatters and slow sums.
 
 Shape key: b batch, n tokens, k gathered tokens, d width, i parts.
 """

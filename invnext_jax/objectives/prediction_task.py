@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
+from invnext_jax.objectives.masks import Grid
 
 
 def check_settings(settings: Any, frames: int) -> None:
@@ -51,9 +52,7 @@ def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.
     return jnp.sort(order_bm[:, : predicted_count(masked_bm.shape[1], share)], axis=1)
 
 
-def sample_context(
-    key: jax.Array, keep_bk: jax.Array, grid: tuple[int, int], frames: int
-) -> jax.Array:
+def sample_context(key: jax.Array, keep_bk: jax.Array, grid: Grid, frames: int) -> jax.Array:
     """Draws the frames whose visible patches the predictor gets.
 
     Only frames with visible patches are drawn, uniformly and independently for each clip.
@@ -61,14 +60,14 @@ def sample_context(
     Args:
       key: random key.
       keep_bk: positions of the visible patches.
-      grid: frames of the clips and patches of a frame.
+      grid: frames, rows and columns of the clips.
       frames: number of frames to draw. If fewer have visible patches, all of these are drawn.
 
     Returns:
       Bool [b k], whether the predictor gets the patch.
     """
-    t, s = grid
-    frame_bk = keep_bk // s
+    t, y, x = grid
+    frame_bk = keep_bk // (y * x)
     is_visible_bt = jax.vmap(lambda frame_k: jnp.zeros(t, bool).at[frame_k].set(True))(frame_bk)
     order_bt = jax.random.uniform(key, is_visible_bt.shape) + is_visible_bt
     rank_bt = jnp.argsort(jnp.argsort(-order_bt, axis=1), axis=1)

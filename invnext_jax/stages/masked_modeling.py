@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax.models import decoder
-from invnext_jax.models.patches import extract_patch_pixels
+from invnext_jax.models.patches import Grid, extract_patch_pixels
 from invnext_jax.objectives import masks, prediction_task, reconstruction
 
 
@@ -138,20 +138,20 @@ def pixel_loss(inputs: LossInputs) -> dict[str, jax.Array]:
     return pixel_terms(inputs.model, inputs.params, latents_bmd, inputs.video_bthwc, inputs.sample)
 
 
-def complete_sample(config: Any, mask: masks.Mask, keys: MaskKeys) -> MaskSample:
-    """Samples which patches the predictor gets and predicts, and the diffusion noise.
+def make_sample(config: Any, mask: masks.Mask, keys: MaskKeys, grid: Grid) -> MaskSample:
+    """Samples which patches the predictor gets and predicts under a mask, and the diffusion noise.
 
     Args:
       config: the run's config.
       mask: (keep_bk, masked_bm).
       keys: random keys of this mask.
+      grid: frames, rows and columns of the clips.
     """
     sample, share = MaskSample(*mask), config.mask.predicted
     if share < 1:
         chosen_bm = prediction_task.sample_predicted(keys.choice, sample.masked_bm, share)
         sample = sample._replace(chosen_bm=chosen_bm)
     if frames := config.mask.context_frames:
-        grid = config.data.frames, (config.data.size // config.encoder.patch) ** 2
         key = jax.random.fold_in(keys.choice, 1)
         seen_bk = prediction_task.sample_context(key, sample.keep_bk, grid, frames)
         sample = sample._replace(seen_bk=seen_bk)

@@ -24,7 +24,7 @@ from invnext_jax.stages.masked_modeling import (
     MaskedModel,
     MaskKeys,
     MaskSample,
-    complete_sample,
+    make_sample,
     run_features,
 )
 from invnext_jax.stages.unused_options import find_unused
@@ -169,8 +169,8 @@ class MaskedModelingStage:
           key: random key of the step.
           attention_bts: the teacher's attention to each patch, for masks that need it.
         """
-        sampled = self.draw_masks(config, batch, grid, jax.random.fold_in(key, 0), attention_bts)
-        return [complete_sample(config, m, self.mask_keys(key, i)) for i, m in enumerate(sampled)]
+        drawn = self.draw_masks(config, batch, grid, jax.random.fold_in(key, 0), attention_bts)
+        return [make_sample(config, m, self.mask_keys(key, i), grid) for i, m in enumerate(drawn)]
 
     def draw_masks(
         self,

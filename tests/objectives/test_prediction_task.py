@@ -25,7 +25,9 @@ def test_predicted_positions_are_uniform_and_distinct():
 @pytest.mark.parametrize("frames", [1, 3])
 def test_context_frames_are_uniform_and_complete(frames):
     keep_bk = jnp.tile(jnp.asarray([0, 2, 5, 6, 7, 9, 12, 13])[None], (4000, 1))  # 4 frames of 4
-    seen_bk = np.asarray(prediction_task.sample_context(jax.random.key(0), keep_bk, (4, 4), frames))
+    seen_bk = np.asarray(
+        prediction_task.sample_context(jax.random.key(0), keep_bk, (4, 2, 2), frames)
+    )
     by_frame = np.split(seen_bk, [2, 5, 6], axis=1)
     for seen in by_frame:  # all visible patches of a frame, or none
         assert (seen.all(axis=1) == seen.any(axis=1)).all()
@@ -39,7 +41,7 @@ def test_context_frames_are_uniform_and_complete(frames):
 def test_context_frames_have_visible_patches():
     keep_bk = jnp.tile(jnp.asarray([4, 5, 13])[None], (100, 1))  # frames 1 and 3 of 4
     one, all_of_them = (
-        np.asarray(prediction_task.sample_context(jax.random.key(1), keep_bk, (4, 4), frames))
+        np.asarray(prediction_task.sample_context(jax.random.key(1), keep_bk, (4, 2, 2), frames))
         for frames in (1, 3)
     )
     assert set(one.sum(axis=1)) == {1, 2}

@@ -23,7 +23,7 @@ from invnext_jax.evaluation.feature_store.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.feature_store.extraction import local_mesh, pad_for_devices
 from invnext_jax.evaluation.head_training import HeadTraining, select_head
 from invnext_jax.evaluation.heads import frame_context
-from invnext_jax.evaluation.heads.frame_context import TARGETS
+from invnext_jax.evaluation.heads.frame_context import TARGETS, Context
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics.intervals import mean_standard_error
 from invnext_jax.evaluation.video_scores import VideoScores
@@ -111,16 +111,12 @@ def _measure(inputs: EvalInputs, config: Any, target: str, *, all_frames: bool) 
     run_config = loaded.config.copy_and_resolve_references()
     width = loaded.encoder.width if target == "latents" else loaded.encoder.patch**2 * 3
     module = frame_context.make_predictor(run_config, width, all_frames=all_frames)
-    batch_size = min(settings.batch_size, len(train.video_bthwc))
+    batch_size = _batch_size(inputs, config)
     name = f"{target} from {'all frames' if all_frames else 'one frame'}"
     make_contexts = _context_maker(inputs, config, target)
 
-    def losses_of(params, contexts):
-        losses = [
-            frame_context.prediction_losses(module.apply({"params": params}, x), x, target)
-            for x in contexts
-        ]
-        return sum(losses) / len(losses)
+    def predict(params, context):
+        return module.apply({"params": params}, context)
 
     def init_params(key):
         batch = {"video": jnp.zeros((1, *train.video_bthwc.shape[1:]), jnp.uint8)}
@@ -129,7 +125,7 @@ def _measure(inputs: EvalInputs, config: Any, target: str, *, all_frames: bool) 
 
     trained = head_training.train_heads(
         init_params,
-        lambda params, contexts, _: jnp.mean(losses_of(params, contexts)),
+        lambda params, contexts, _: jnp.mean(_mean_losses(predict, params, contexts, target)),
         lambda step: _sample_batch(train, batch_size, config.seed, step),
         head_training.make_grid((settings.learning_rate,), (settings.weight_decay,)),
         HeadTraining.for_epochs(settings, len(train.video_bthwc) / batch_size, config.seed),
@@ -143,19 +139,27 @@ def _measure(inputs: EvalInputs, config: Any, target: str, *, all_frames: bool) 
         frozen=inputs.encoder.params,
     )
     params = select_head(trained.params, 0)
-    return _measure_losses(inputs, config, target, losses_of, params)
+    return _measure_losses(inputs, config, target, predict, params)
 
 
 def _measure_clip_mean(inputs: EvalInputs, config: Any, target: str) -> np.ndarray:
     """Returns the losses of the mean target of each held-out video and mask, float32 [b]."""
 
-    def losses_of(params, contexts):
+    def predict(params, context):
         del params
-        means = [jnp.mean(x.target_btmp, axis=(1, 2), keepdims=True) for x in contexts]
-        losses = map(frame_context.prediction_losses, means, contexts, [target] * len(means))
-        return sum(losses) / len(means)
+        return jnp.mean(context.target_btmp, axis=(1, 2), keepdims=True)
 
-    return _measure_losses(inputs, config, target, losses_of, None)
+    return _measure_losses(inputs, config, target, predict, None)
+
+
+def _batch_size(inputs: EvalInputs, config: Any) -> int:
+    return min(config.temporal_context.batch_size, len(inputs.dataset.videos("train").video_bthwc))
+
+
+def _mean_losses(predict, params: Any, contexts: list[Context], target: str) -> jax.Array:
+    """Returns the loss of `predict(params, context)` of each clip, averaged over the masks."""
+    losses = [frame_context.prediction_losses(predict(params, x), x, target) for x in contexts]
+    return sum(losses) / len(losses)
 
 
 def _context_maker(inputs: EvalInputs, config: Any, target: str):
@@ -175,18 +179,18 @@ def _context_maker(inputs: EvalInputs, config: Any, target: str):
     return make_contexts
 
 
-def _measure_losses(inputs: EvalInputs, config: Any, target: str, losses_of, params) -> np.ndarray:
-    """Returns `losses_of(params, contexts)` for all held-out videos, float32 [b]."""
+def _measure_losses(inputs: EvalInputs, config: Any, target: str, predict, params) -> np.ndarray:
+    """Returns the losses of `predict(params, context)` for all held-out videos, float32 [b]."""
     val = inputs.dataset.videos("val")
     make_contexts = _context_maker(inputs, config, target)
 
     @jax.jit
     def run(frozen, params, batch, key):
-        return losses_of(params, make_contexts(frozen, batch, key))
+        return _mean_losses(predict, params, make_contexts(frozen, batch, key), target)
 
     mesh, found = local_mesh(), []
     key = jax.random.key(config.seed)
-    size = min(config.temporal_context.batch_size, len(inputs.dataset.videos("train").video_bthwc))
+    size = _batch_size(inputs, config)
     for first in range(0, len(val.video_bthwc), size):
         part = val.video_bthwc[first : first + size]
         padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
